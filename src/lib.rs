@@ -1,0 +1,17 @@
+//! cowdisk: a copy-on-write, snapshotting virtual disk for Linux.
+//!
+//! An image is a chain of layer files: a writable head on sealed layers on an optional base. The engine
+//! (`format` to `chain`) is asynchronous and generic over [`storage::Storage`]; the frontends ([`ublk`], [`nbd`])
+//! know requests and nothing of images; [`serve`] joins the two.
+
+pub mod error;
+pub mod limits;
+pub mod units;
+
+pub mod device;
+pub mod nbd;
+pub mod runtime;
+pub mod storage;
+pub mod ublk;
+
+pub use error::{Error, Kind, Result};

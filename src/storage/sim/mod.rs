@@ -1,0 +1,1 @@
+//! The simulated disk and the seeded executor.
