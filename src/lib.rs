@@ -6,9 +6,11 @@
 
 pub mod error;
 pub mod limits;
+pub mod map;
 pub mod units;
 
 pub mod device;
+pub mod format;
 pub mod nbd;
 pub mod runtime;
 pub mod storage;

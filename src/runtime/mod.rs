@@ -7,6 +7,7 @@
 
 mod op;
 mod ring;
+pub mod sync;
 mod task;
 
 pub use op::{Op, OpOutput, Payload};

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 # What fetch, run and selftest share. Sourced, never run.
 
 # VM is this directory, REPO the top of the repository.
