@@ -5,8 +5,10 @@
 //! know requests and nothing of images; [`serve`] joins the two.
 
 pub mod error;
+pub mod journal;
 pub mod limits;
 pub mod map;
+pub mod space;
 pub mod units;
 
 pub mod device;

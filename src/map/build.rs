@@ -39,6 +39,8 @@ pub struct Built {
     pub freed: Vec<Freed>,
     /// Nodes written.
     pub nodes: u64,
+    /// Nodes of the old tree that are gone.
+    pub removed: u64,
 }
 
 /// What one level hands up: in the parent that holds `removed`, these children are replaced.
@@ -101,7 +103,7 @@ impl<F: File, S: NodeSink> Builder<'_, F, S> {
             group.end = Some(range.end);
             if let Some(at) = &at {
                 group.removed.push(at.child.first);
-                self.free(at.child.pblock, 1);
+                self.free_node(at.child.pblock);
             }
             self.merge_leaf(&mut group, old, &mut rest, range.end);
         }
@@ -174,7 +176,7 @@ impl<F: File, S: NodeSink> Builder<'_, F, S> {
                         Error::corrupt("tree node: a leaf above a leaf").offset(at.child.pblock.pos())
                     );
                 };
-                self.free(at.child.pblock, 1);
+                self.free_node(at.child.pblock);
                 let joins =
                     group.as_ref().is_some_and(|g| g.range.end == at.range.start && g.parent == at.parent);
                 let mut next = if joins { group.take().expect("just looked") } else { InnerGroup::default() };
@@ -232,6 +234,11 @@ impl<F: File, S: NodeSink> Builder<'_, F, S> {
         let crc = self.sink.write(pblock, node, level).await?;
         self.built.nodes += 1;
         Ok(Child { first, pblock, crc })
+    }
+
+    fn free_node(&mut self, pblock: PBlock) {
+        self.built.removed += 1;
+        self.free(pblock, 1);
     }
 
     fn free(&mut self, pblock: PBlock, blocks: u32) {

@@ -22,23 +22,26 @@ pub fn read_up_to<F: File>(
 ) -> impl Future<Output = io::Result<usize>> + use<F> {
     let first = file.read(buf.clone(), pos);
     let file = file.clone();
-    async move {
-        let (mut filled, mut retries, mut op) = (0, 0, first);
-        loop {
-            match op.await.result {
-                Ok(0) => return Ok(filled),
-                Ok(n) => {
-                    filled += n;
-                    retries = 0;
-                }
-                Err(e) if transient(&e) && retries < MAX_RETRIES => retries += 1,
-                Err(e) => return Err(e),
+    async move { finish_read(&file, first, buf, pos).await }
+}
+
+/// Goes on with a read of all of `buf` whose first operation is `op`; gives the bytes read.
+pub async fn finish_read<F: File>(file: &F, mut op: F::Op, buf: IoBuf, pos: u64) -> io::Result<usize> {
+    let (mut filled, mut retries) = (0, 0);
+    loop {
+        match op.await.result {
+            Ok(0) => return Ok(filled),
+            Ok(n) => {
+                filled += n;
+                retries = 0;
             }
-            if filled >= buf.len() {
-                return Ok(filled);
-            }
-            op = file.read(buf.slice(filled..buf.len()), pos + filled as u64);
+            Err(e) if transient(&e) && retries < MAX_RETRIES => retries += 1,
+            Err(e) => return Err(e),
         }
+        if filled >= buf.len() {
+            return Ok(filled);
+        }
+        op = file.read(buf.slice(filled..buf.len()), pos + filled as u64);
     }
 }
 
@@ -58,22 +61,30 @@ pub fn write_all<F: File>(
     let total = vecs.len();
     let first = file.write(vecs, pos);
     let file = file.clone();
-    async move {
-        let (mut written, mut retries, mut op) = (0, 0, first);
-        loop {
-            let Done { result, mut vecs } = op.await;
-            match result {
-                Ok(n) if written + n >= total => return (Ok(()), vecs),
-                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), vecs),
-                Ok(n) => {
-                    written += n;
-                    retries = 0;
-                    vecs.advance(n);
-                }
-                Err(e) if transient(&e) && retries < MAX_RETRIES => retries += 1,
-                Err(e) => return (Err(e), vecs),
+    async move { finish_write(&file, first, total, pos).await }
+}
+
+/// Goes on with a write of `total` bytes whose first operation is `op`.
+pub async fn finish_write<F: File>(
+    file: &F,
+    mut op: F::Op,
+    total: usize,
+    pos: u64,
+) -> (io::Result<()>, IoVecs) {
+    let (mut written, mut retries) = (0, 0);
+    loop {
+        let Done { result, mut vecs } = op.await;
+        match result {
+            Ok(n) if written + n >= total => return (Ok(()), vecs),
+            Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), vecs),
+            Ok(n) => {
+                written += n;
+                retries = 0;
+                vecs.advance(n);
             }
-            op = file.write(vecs, pos + written as u64);
+            Err(e) if transient(&e) && retries < MAX_RETRIES => retries += 1,
+            Err(e) => return (Err(e), vecs),
         }
+        op = file.write(vecs, pos + written as u64);
     }
 }

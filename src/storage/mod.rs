@@ -19,7 +19,7 @@ pub mod sim;
 pub mod uring;
 
 pub use buf::{BUF_ALIGN, IoBuf, IoVecs};
-pub use exact::{read_exact, read_up_to, write_all};
+pub use exact::{finish_read, finish_write, read_exact, read_up_to, write_all};
 
 use std::future::Future;
 use std::io;

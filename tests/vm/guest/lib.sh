@@ -11,10 +11,11 @@ DAEMONS=0
 
 # --- Checks --------------------------------------------------------------------------------------------------------
 
-# report "ok"|"not ok" TEXT
+# report "ok"|"not ok" TEXT. It goes to the kernel's log, too: there one sees what happened when.
 report() {
     CHECKS=$((CHECKS + 1))
     echo "$1 $CHECKS - $2" | tee -a $TAP
+    echo "vm: $1 $CHECKS - $2" >/dev/kmsg
 }
 
 note() { echo "# $*"; }

@@ -4,13 +4,15 @@
 # shellcheck source=lib.sh
 . /vm/lib.sh
 
-# 8,192 writes of 4 KiB at a rate that every machine keeps up with: the kills come by count, in the middle of it.
-LOAD="--name=recover --filename=/mnt/fio.dat --size=32M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16
+# 32,768 writes of 4 KiB, always 16 of them in flight. The kills come by count, so wherever it runs in the middle of it.
+LOAD="--name=recover --filename=/mnt/fio.dat --size=128M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16
     --verify=crc32c --verify_fatal=1 --verify_state_save=0 --randseed=7"
+
+COPIES=0
 
 start_load() {
     # shellcheck disable=SC2086
-    fio $LOAD --rate_iops=400 --fsync=500 >$LOG/fio.out 2>&1 &
+    fio $LOAD --fsync=500 >$LOG/fio.out 2>&1 &
     FIO=$!
 }
 
@@ -20,6 +22,7 @@ die_under_load() {
     from=$(writes_done "$NODE")
     must "load goes on" wait_for 60 writes_beyond "$NODE" $((from + $1))
     must "fio is running" alive "$FIO"
+    copy_in_the_background
     kill_daemon
     check "device outlives the daemon" test -b "$NODE"
     check "status says waiting" wait_for 20 status_has ov.cow waiting
@@ -28,6 +31,18 @@ die_under_load() {
 recover() {
     serve ov.cow
     must "the same device is served again" is "$NODE" /dev/ublkb0
+    check "copy that was cut off ends without an error" exits 0 60 "$COPY"
+}
+
+# New files, so that the filesystem's own structures are in flight, too, when the daemon dies.
+copy_in_the_background() {
+    COPIES=$((COPIES + 1))
+    { cp -r /modules "/mnt/copy-$COPIES" && sync; } 2>$LOG/copy-$COPIES.err &
+    COPY=$!
+}
+
+files_are_the_same() {
+    diff -r /modules /mnt/copy-1 && diff -r /modules /mnt/copy-2 && diff -r /modules /mnt/copy-3
 }
 
 # A copy of the head carries every id of the original, and must not get the original's device.
@@ -46,10 +61,11 @@ copy_gets_no_foreign_device() {
 
 everything_is_there() {
     check "fio ends without an error" exits 0 120 "$FIO"
-    check "fio verified what it wrote" grep -q "READ: .*io=32" $LOG/fio.out
+    check "fio verified what it wrote" grep -q "READ: .*io=128" $LOG/fio.out
     drop_caches
     # shellcheck disable=SC2086
     check "fio verifies all of it once more" fio $LOAD --verify_only
+    check "copies are whole" files_are_the_same
     must "umount" umount /mnt
     check "e2fsck finds nothing" e2fsck -fn "$NODE"
 }
@@ -62,11 +78,11 @@ must "disk is /dev/ublkb0" is "$NODE" /dev/ublkb0
 must "mkfs.ext4" mkfs.ext4 -q -F "$NODE"
 must "mount" mount "$NODE" /mnt
 start_load
-die_under_load 1000
+die_under_load 3000
 recover
-die_under_load 1000
+die_under_load 3000
 recover
-die_under_load 1000
+die_under_load 3000
 copy_gets_no_foreign_device
 recover
 everything_is_there

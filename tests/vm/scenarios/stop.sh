@@ -17,10 +17,13 @@ must "umount" umount /mnt
 
 exec 9<"$NODE"
 check_exit 75 "stop refuses an open disk" cowdisk stop ov.cow
-errors_expected
-check "stop --force ends it" cowdisk stop "$NODE" --force
-check_exit 1 "its user gets an error" dd bs=4k count=1 iflag=direct of=/dev/null <&9
 exec 9<&-
+
+must "mount again" mount "$NODE" /mnt
+errors_expected
+check "stop --force ends a mounted disk" cowdisk stop "$NODE" --force
+check_exit 1 "its user gets an error" dd if=/mnt/file bs=64k iflag=direct of=/dev/null
+check "and can unmount it" umount /mnt
 errors_over
 check "daemon ended with 0" exits 0 30 "$SERVE_PID"
 check "node is gone" wait_for 20 absent "$NODE"

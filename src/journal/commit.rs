@@ -1,0 +1,138 @@
+//! Commits: one fdatasync covers data and records together (rule C). One runs at a time; whoever arrives while it
+//! runs takes the next one, and those who wait share it.
+
+use super::state::{Journal, State};
+use crate::error::{Error, Result};
+use crate::storage::File;
+use crate::units::Seq;
+
+/// A sync did not happen.
+#[derive(Debug)]
+pub enum SyncFailed {
+    /// A record it would have to cover has failed: a checkpoint must settle it first (W4).
+    NeedsCheckpoint,
+    /// The layer is poisoned.
+    Poisoned(Error),
+}
+
+enum Turn {
+    Durable,
+    Mine(Seq),
+}
+
+/// Gives the turn back also if the future that held it is dropped.
+struct TurnGuard<'a, F>(&'a Journal<F>);
+
+impl<F> Drop for TurnGuard<'_, F> {
+    fn drop(&mut self) {
+        self.0.state.update(|s| {
+            s.sync.running = false;
+            s.sync.target = None;
+            s.sync.aborted |= !s.sync.began;
+        });
+    }
+}
+
+impl<F: File> Journal<F> {
+    /// Makes everything up to `need` durable; nothing is done if it is.
+    pub async fn commit(&self, need: Seq) -> Result<()> {
+        loop {
+            match self.sync(need, |s| s.acked, false).await {
+                Ok(()) => return Ok(()),
+                Err(SyncFailed::Poisoned(e)) => return Err(e),
+                Err(SyncFailed::NeedsCheckpoint) => self.failures_settled(need).await?,
+            }
+        }
+    }
+
+    /// A checkpoint's fdatasync: whatever has completed becomes durable. `cut` is its freeze.
+    pub async fn sync_for_checkpoint(&self, cut: Seq) -> Result<()> {
+        // One above anything: a checkpoint's sync is never "durable already".
+        match self.sync(Seq(u64::MAX), |_| cut, true).await {
+            Ok(()) => Ok(()),
+            Err(SyncFailed::Poisoned(e)) => Err(e),
+            Err(SyncFailed::NeedsCheckpoint) => unreachable!("a checkpoint settles failures itself"),
+        }
+    }
+
+    /// Waits for the turn, then for everything up to the target to be settled, then syncs.
+    async fn sync(
+        &self,
+        need: Seq,
+        pick: impl Fn(&State) -> Seq,
+        checkpoint: bool,
+    ) -> Result<(), SyncFailed> {
+        loop {
+            let turn = self.state.wait(|s| take_turn(s, need, &pick)).await.map_err(SyncFailed::Poisoned)?;
+            let Turn::Mine(target) = turn else { return Ok(()) };
+            let guard = TurnGuard(self);
+            self.state.wait(|s| may_start(s, target, checkpoint)).await?;
+            let result = self.file.sync_data().await.result;
+            if let Err(e) = result {
+                // The kernel has dropped the error and perhaps the pages: a retry would succeed and mean nothing.
+                self.poison(&format!("fdatasync failed: {e}"));
+            } else {
+                self.state.with(|s| {
+                    s.sync.done = s.sync.started;
+                    if s.all_settled(target) {
+                        s.set_durable(target);
+                    }
+                });
+            }
+            drop(guard);
+            if checkpoint {
+                return self.check_alive().map_err(SyncFailed::Poisoned);
+            }
+        }
+    }
+
+    async fn failures_settled(&self, need: Seq) -> Result<()> {
+        self.want_checkpoint();
+        self.state
+            .wait(|s| match s.check_alive() {
+                Err(e) => Some(Err(e)),
+                Ok(()) => s.failed.iter().all(|f| *f > need).then_some(Ok(())),
+            })
+            .await
+    }
+}
+
+fn take_turn(s: &mut State, need: Seq, pick: impl Fn(&State) -> Seq) -> Option<Result<Turn>> {
+    if let Err(e) = s.check_alive() {
+        return Some(Err(e));
+    }
+    if s.durable >= need {
+        return Some(Ok(Turn::Durable));
+    }
+    if s.sync.running {
+        return None;
+    }
+    s.sync.running = true;
+    s.sync.began = false;
+    // C1: the target is fixed now; what is acknowledged from here on waits for the next sync. From here on no block
+    // with a record up to the target is rewritten in place; rewrites begun before are waited for.
+    let target = pick(s);
+    s.sync.target = Some(target);
+    s.sync.phase ^= 1;
+    Some(Ok(Turn::Mine(target)))
+}
+
+fn may_start(s: &mut State, target: Seq, checkpoint: bool) -> Option<Result<(), SyncFailed>> {
+    if let Err(e) = s.check_alive() {
+        return Some(Err(SyncFailed::Poisoned(e)));
+    }
+    let before = s.sync.phase ^ 1;
+    if s.sync.rewrites[before] > 0 || (s.sync.aborted && s.sync.rewrites[s.sync.phase] > 0) {
+        return None;
+    }
+    if !checkpoint && s.failed.iter().any(|f| *f <= target) {
+        return Some(Err(SyncFailed::NeedsCheckpoint));
+    }
+    let ready = if checkpoint { s.settled_or_failed(target) } else { s.all_settled(target) };
+    ready.then(|| {
+        s.sync.started += 1;
+        s.sync.began = true;
+        s.sync.aborted = false;
+        Ok(())
+    })
+}

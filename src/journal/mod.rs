@@ -1,0 +1,14 @@
+//! The journal: numbers, records beside the data, one-barrier commits, and replay.
+//!
+//! Rules W, C, J, O2 of the design (format-spec.md 6 and 7). A record may reach the disk before, after or instead
+//! of its data; it carries the checksums of what it maps, so no order between the two is needed.
+
+mod commit;
+mod lanes;
+mod replay;
+mod state;
+
+pub use commit::SyncFailed;
+pub use lanes::{Formed, Lanes};
+pub use replay::{LeftOut, Replay, Scan, replay, scan};
+pub use state::{Freeze, Journal, JournalStart, JournalStats, NotFormed};

@@ -1,0 +1,426 @@
+//! The allocator: a sweep over free runs, growth at the top, and a reserve for checkpoints.
+//!
+//! * Next-fit: the sweep goes once around the file, so that a batch finds long runs. Short runs are taken only when
+//!   the file may not grow: it may grow to `slack` times the live data.
+//! * Checkpoints must always be able to finish: data may not use the last [`Space::set_node_reserve`] blocks.
+//! * A block is allocated only inside what `fallocate` has given (`backed`), so no data write extends the file or
+//!   runs out of space.
+
+use crate::map::Freed;
+use crate::runtime::sync::Monitor;
+use crate::units::{PBlock, Seq};
+
+use super::bitmap::Bitmap;
+use super::limbo::Limbo;
+use super::readers::Readers;
+
+/// Consecutive blocks of the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlockRun {
+    /// First block.
+    pub first: PBlock,
+    /// Number of blocks.
+    pub blocks: u64,
+}
+
+/// Settings of a [`Space`].
+#[derive(Clone, Copy, Debug)]
+pub struct SpaceOptions {
+    /// The file may grow to this many hundredths of its live data under load.
+    pub slack_percent: u64,
+}
+
+impl Default for SpaceOptions {
+    fn default() -> Self {
+        SpaceOptions { slack_percent: 200 }
+    }
+}
+
+/// Answer to a reservation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reserve {
+    /// Blocks to write to.
+    Run(BlockRun),
+    /// None now; the file must grow, or blocks must leave limbo, first.
+    Wait,
+}
+
+/// A run at least this long is taken by the sweep without looking further.
+const GOOD_RUN: u64 = 64;
+/// Runs the sweep looks at before it settles for a short one.
+const SWEEP_LOOKS: usize = 64;
+/// Below this many blocks (64 MiB) the file may grow whatever its live data.
+const FREE_GROWTH: u64 = 16384;
+/// First step of growth in blocks (1 MiB); doubled up to [`MAX_GROWTH`] (16 MiB).
+const MIN_GROWTH: u64 = 256;
+const MAX_GROWTH: u64 = 4096;
+/// Punched in one piece: 256 KiB, so that no request waits long behind it.
+const PUNCH_PIECE: u64 = 64;
+/// Free runs shorter than this (1 MiB) are not worth a hole.
+const MIN_PUNCH: u64 = 256;
+
+#[derive(Debug)]
+struct State {
+    options: SpaceOptions,
+    block_area: u64,
+    /// Blocks from here on were never allocated: the high-water mark.
+    top: u64,
+    /// The file is allocated on the host up to here.
+    backed: u64,
+    /// Free blocks below `top`.
+    free: Bitmap,
+    /// Free blocks that are holes on the host: allocated there again before they are handed out.
+    punched: Bitmap,
+    punching: Option<BlockRun>,
+    sweep: u64,
+    limbo: Limbo,
+    /// Until the holes below it are known: the top at open, and what was freed below it since.
+    unknown_below: Option<u64>,
+    freed_unknown: Vec<Freed>,
+    node_reserve: u64,
+    growth_step: u64,
+    grow_wanted: bool,
+    /// What is being allocated on the host: a hole below the top, or the next piece of the file.
+    growing: Option<BlockRun>,
+    /// The last try to grow failed.
+    full: bool,
+    evidence: Seq,
+}
+
+/// Space of one layer file.
+#[derive(Debug)]
+pub struct Space {
+    state: Monitor<State>,
+    readers: Readers,
+}
+
+/// What a [`Space`] holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SpaceStats {
+    /// Blocks below the high-water mark.
+    pub file_blocks: u64,
+    /// Free blocks that are still allocated on the host.
+    pub free_blocks: u64,
+    /// Free blocks given back to the host.
+    pub punched_blocks: u64,
+    /// Blocks that wait for rule R.
+    pub limbo_blocks: u64,
+    /// True once the holes below the old high-water mark are known.
+    pub holes_known: bool,
+    /// The host had no space at the last try to grow.
+    pub full: bool,
+}
+
+impl Space {
+    /// For a file whose blocks from `block_area` to `top` may be in use; `backed` blocks are allocated on the host.
+    pub fn new(
+        block_area: PBlock,
+        top: PBlock,
+        backed: u64,
+        readers: Readers,
+        options: SpaceOptions,
+    ) -> Space {
+        let state = State {
+            options,
+            block_area: block_area.0,
+            top: top.0,
+            backed: backed.max(top.0),
+            free: Bitmap::default(),
+            punched: Bitmap::default(),
+            punching: None,
+            sweep: block_area.0,
+            limbo: Limbo::default(),
+            unknown_below: (top > block_area).then_some(top.0),
+            freed_unknown: Vec::new(),
+            node_reserve: 0,
+            growth_step: MIN_GROWTH,
+            grow_wanted: false,
+            growing: None,
+            full: false,
+            evidence: Seq(0),
+        };
+        Space { state: Monitor::new(state), readers }
+    }
+
+    /// The readers that hold back reuse.
+    pub fn readers(&self) -> &Readers {
+        &self.readers
+    }
+
+    /// Up to `want` consecutive blocks for data.
+    pub fn reserve(&self, want: u64) -> Reserve {
+        let answer = self.state.with(|s| {
+            let spare = s.spare();
+            let run = (spare > s.node_reserve)
+                .then(|| s.take(want.min(spare - s.node_reserve)))
+                .flatten()
+                .filter(|run| run.blocks > 0);
+            let low = s.spare() < s.node_reserve + s.growth_step / 2;
+            (run, run.is_none() || low)
+        });
+        if answer.1 {
+            self.want_growth();
+        }
+        answer.0.map_or(Reserve::Wait, Reserve::Run)
+    }
+
+    /// Up to `want` consecutive blocks for tree nodes; may use the reserve.
+    pub fn reserve_node(&self, want: u64) -> Reserve {
+        let run = self.state.with(|s| s.take(want));
+        if run.is_none() {
+            self.want_growth();
+        }
+        run.map_or(Reserve::Wait, Reserve::Run)
+    }
+
+    fn want_growth(&self) {
+        let new = self.state.with(|s| !std::mem::replace(&mut s.grow_wanted, true));
+        if new {
+            self.state.update(|_| {});
+        }
+    }
+
+    /// Takes back blocks that were reserved and never written.
+    pub fn give_back(&self, run: BlockRun) {
+        self.state.update(|s| s.insert_free(run.first.0, run.blocks));
+    }
+
+    /// Keeps `blocks` for the next checkpoint.
+    pub fn set_node_reserve(&self, blocks: u64) {
+        self.state.with(|s| s.node_reserve = blocks);
+    }
+
+    /// Puts freed blocks into limbo.
+    pub fn free_later(&self, freed: &[Freed]) {
+        if !freed.is_empty() {
+            let epoch = self.readers.epoch();
+            self.state.with(|s| s.limbo.add(freed, epoch));
+        }
+    }
+
+    /// Releases what rule R allows, now that `evidence` is the highest durable number on durable record.
+    pub fn release(&self, evidence: Seq) {
+        let epoch = self.readers.advance();
+        let released = self.state.with(|s| {
+            s.evidence = s.evidence.max(evidence);
+            let evidence = s.evidence;
+            let mut limbo = std::mem::take(&mut s.limbo);
+            let before = limbo.blocks();
+            limbo.release(evidence, epoch, |f| s.release(f));
+            let released = before - limbo.blocks();
+            s.limbo = limbo;
+            released
+        });
+        if released > 0 {
+            self.state.update(|_| {});
+        }
+    }
+
+    /// The number that must be on durable record before limbo is empty.
+    pub fn limbo_waits_for(&self) -> Option<Seq> {
+        self.state.with(|s| s.limbo.waits_for())
+    }
+
+    /// Waits until the growth that a reservation asked for has ended; gives whether the host was full.
+    pub async fn growth_ended(&self) -> bool {
+        self.state.wait(|s| (!s.grow_wanted).then_some(s.full)).await
+    }
+
+    /// Blocks below which nothing above is in use: to be stored as the high-water mark.
+    pub fn high_water(&self) -> PBlock {
+        self.state.with(|s| PBlock(s.top))
+    }
+
+    /// For `status` and policies.
+    pub fn stats(&self) -> SpaceStats {
+        self.state.with(|s| s.stats())
+    }
+
+    /// Waits until growth is wanted; gives the blocks of the file to allocate on the host, to be answered with
+    /// [`Space::grown`].
+    pub async fn growth_wanted(&self) -> BlockRun {
+        self.state.wait(|s| s.grow_wanted.then(|| s.start_growth())).await
+    }
+
+    /// The growth has been done, or the host has no space for it.
+    pub fn grown(&self, done: bool) {
+        self.state.update(|s| s.end_growth(done));
+    }
+
+    /// The blocks below the old top that the tree does not map are free: `used` is what it maps.
+    pub fn holes_found(&self, used: &Bitmap) {
+        self.state.update(|s| {
+            let Some(top) = s.unknown_below.take() else { return };
+            let mut next = s.block_area;
+            while next < top {
+                let run =
+                    used.next_run(next, u64::MAX).map_or(top..top, |r| r.start.min(top)..r.end.min(top));
+                s.insert_free(next, run.start - next);
+                next = run.end;
+            }
+            for freed in std::mem::take(&mut s.freed_unknown) {
+                s.insert_free(freed.pblock.0, u64::from(freed.blocks));
+            }
+        });
+    }
+
+    /// Takes a piece of a long free run out, to be made a hole. At most one at a time; until
+    /// [`Space::punched`] it is not allocatable. Keeps `keep` free blocks unpunched.
+    pub fn start_punch(&self, keep: u64) -> Option<BlockRun> {
+        self.state.with(|s| {
+            if s.punching.is_some() || s.free.count() <= keep {
+                return None;
+            }
+            let mut next = s.block_area;
+            for _ in 0..SWEEP_LOOKS * 16 {
+                let run = s.free.next_run(next, MIN_PUNCH)?;
+                if run.end - run.start >= MIN_PUNCH {
+                    let piece = BlockRun { first: PBlock(run.start), blocks: PUNCH_PIECE };
+                    s.free.remove(run.start..run.start + PUNCH_PIECE);
+                    s.punching = Some(piece);
+                    return Some(piece);
+                }
+                next = run.end;
+            }
+            None
+        })
+    }
+
+    /// The piece is a hole now (or, `false`, it could not be made one); either way it is free again.
+    pub fn punched(&self, done: bool) {
+        self.state.update(|s| {
+            let Some(piece) = s.punching.take() else { return };
+            let blocks = piece.first.0..piece.first.0 + piece.blocks;
+            if done {
+                s.punched.insert(blocks);
+            } else {
+                s.free.insert(blocks);
+            }
+        });
+    }
+}
+
+impl State {
+    fn stats(&self) -> SpaceStats {
+        SpaceStats {
+            file_blocks: self.top - self.block_area,
+            free_blocks: self.free.count(),
+            punched_blocks: self.punched.count(),
+            limbo_blocks: self.limbo.blocks(),
+            holes_known: self.unknown_below.is_none(),
+            full: self.full,
+        }
+    }
+
+    /// Blocks that could be handed out now without growth.
+    fn spare(&self) -> u64 {
+        self.free.count() + (self.backed - self.top)
+    }
+
+    fn live(&self) -> u64 {
+        let free = self.free.count() + self.punched.count() + self.limbo.blocks();
+        (self.top - self.block_area).saturating_sub(free)
+    }
+
+    /// May the top move, instead of short runs being filled?
+    fn may_grow(&self) -> bool {
+        let file = self.top - self.block_area;
+        file < FREE_GROWTH || file < self.live().saturating_mul(self.options.slack_percent) / 100
+    }
+
+    fn take(&mut self, want: u64) -> Option<BlockRun> {
+        let want = want.max(1);
+        let good = GOOD_RUN.min(want);
+        let mut best: Option<(u64, u64)> = None;
+        if self.free.count() > 0 {
+            let mut from = self.sweep;
+            for _ in 0..SWEEP_LOOKS {
+                let run = match self.free.next_run(from, want) {
+                    Some(run) => run,
+                    None if from > self.block_area => {
+                        from = self.block_area;
+                        continue;
+                    }
+                    None => break,
+                };
+                let len = run.end - run.start;
+                if best.is_none_or(|(_, most)| len > most) {
+                    best = Some((run.start, len));
+                }
+                if len >= good {
+                    break;
+                }
+                from = run.end;
+            }
+        }
+        match best {
+            Some((start, len)) if len >= good || !self.may_grow() || self.top == self.backed => {
+                self.free.remove(start..start + len);
+                self.sweep = start + len;
+                Some(BlockRun { first: PBlock(start), blocks: len })
+            }
+            _ => self.take_top(want),
+        }
+    }
+
+    fn take_top(&mut self, want: u64) -> Option<BlockRun> {
+        let blocks = want.min(self.backed - self.top);
+        let first = PBlock(self.top);
+        self.top += blocks;
+        (blocks > 0).then_some(BlockRun { first, blocks })
+    }
+
+    fn start_growth(&mut self) -> BlockRun {
+        let run = match self.punched.next_run(0, self.growth_step) {
+            Some(hole) => {
+                self.punched.remove(hole.clone());
+                BlockRun { first: PBlock(hole.start), blocks: hole.end - hole.start }
+            }
+            None => BlockRun { first: PBlock(self.backed), blocks: self.growth_step },
+        };
+        self.growing = Some(run);
+        run
+    }
+
+    fn end_growth(&mut self, done: bool) {
+        let Some(run) = self.growing.take() else { return };
+        let refill = run.first.0 < self.backed;
+        match (done, refill) {
+            (true, true) => self.insert_free(run.first.0, run.blocks),
+            (true, false) => self.backed = run.first.0 + run.blocks,
+            (false, true) => {
+                self.punched.insert(run.first.0..run.first.0 + run.blocks);
+            }
+            (false, false) => {}
+        }
+        if done {
+            self.growth_step = (self.growth_step * 2).min(MAX_GROWTH);
+            self.full = false;
+        } else if self.growth_step > 1 {
+            // Smaller steps, until the host's last block is used.
+            self.growth_step /= 2;
+            return;
+        } else {
+            self.growth_step = MIN_GROWTH;
+            self.full = true;
+        }
+        self.grow_wanted = false;
+    }
+
+    fn release(&mut self, freed: Freed) {
+        match self.unknown_below {
+            Some(below) if freed.pblock.0 < below => self.freed_unknown.push(freed),
+            _ => self.insert_free(freed.pblock.0, u64::from(freed.blocks)),
+        }
+    }
+
+    fn insert_free(&mut self, first: u64, blocks: u64) {
+        if blocks > 0 {
+            let new = self.free.insert(first..first + blocks);
+            assert_eq!(new, blocks, "a block of the layer was freed twice: {first} + {blocks}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
