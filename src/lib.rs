@@ -6,11 +6,13 @@
 
 pub mod error;
 pub mod journal;
+pub mod layer;
 pub mod limits;
 pub mod map;
 pub mod space;
 pub mod units;
 
+pub mod chain;
 pub mod device;
 pub mod format;
 pub mod nbd;

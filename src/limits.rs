@@ -29,8 +29,8 @@ pub const MAX_BATCH_REQUESTS: usize = 128;
 pub const MAX_REQUEST_BYTES: u64 = 1 << 20;
 /// Numbers a record may list as not yet settled.
 pub const MAX_UNSETTLED: usize = 256;
-/// Extents of one journal record.
-pub const MAX_RECORD_EXTENTS: usize = 200;
+/// Bytes of extents and checksums in one record: what a journal block has beside a full unsettled list.
+pub const MAX_RECORD_BYTES: usize = 2900;
 /// Queues of an image.
 pub const MAX_QUEUES: usize = 64;
 /// Longest path hint stored in a superblock, in bytes.

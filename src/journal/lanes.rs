@@ -93,11 +93,14 @@ impl<F: File> Journal<F> {
     ) -> Result<Formed, (NotFormed, IoVecs)> {
         vecs.clear();
         let reserved = self.state.with(|s| lanes.reserve(s, extents, crcs));
-        let Reserved { seq, slot, durable, lane, address, fresh, generation, rewrite_phase } = match reserved
-        {
-            Ok(reserved) => reserved,
-            Err(why) => return Err((why, vecs)),
-        };
+        let Reserved { seq, slot, durable, lane, address, fresh, generation, rewrite_phase, pressure } =
+            match reserved {
+                Ok(reserved) => reserved,
+                Err(why) => return Err((why, vecs)),
+            };
+        if pressure {
+            self.want_checkpoint();
+        }
         let Lanes { lanes: all, unsettled, .. } = lanes;
         let at = &mut all[lane];
         if fresh {

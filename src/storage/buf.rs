@@ -70,6 +70,11 @@ impl IoBuf {
         unsafe { self.memory.start.as_ptr().add(self.start) }
     }
 
+    /// Views of the same memory, this one included: operations in flight hold theirs.
+    pub fn views(&self) -> usize {
+        Arc::strong_count(&self.memory)
+    }
+
     /// The bytes `range` of this view.
     #[must_use]
     pub fn slice(&self, range: Range<usize>) -> IoBuf {

@@ -35,7 +35,7 @@ pub struct Done {
 }
 
 /// An open file. Clones share one open file description (and so its lock).
-pub trait File: Clone + Send + Sync + 'static {
+pub trait File: Clone + std::fmt::Debug + Send + Sync + 'static {
     /// A running operation; bound to the thread that started it.
     type Op: Future<Output = Done> + Unpin + 'static;
 
@@ -131,7 +131,7 @@ pub struct OpenHow {
 }
 
 /// A file system name space. Directory operations are rare and synchronous; each is a crash point.
-pub trait Storage: Clone + Send + Sync + 'static {
+pub trait Storage: Clone + std::fmt::Debug + Send + Sync + 'static {
     /// Its files.
     type File: File;
 

@@ -1,0 +1,86 @@
+//! What goes on beside the requests: internal commits, idle checkpoints, space given back.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::image::Image;
+use crate::error::Result;
+use crate::storage::Storage;
+
+/// Ticks without a write before the image counts as idle.
+const IDLE_TICKS: u64 = 2;
+/// Free blocks that a busy image keeps allocated at least: 64 MiB.
+const KEEP_FREE: u64 = 16384;
+/// Pieces of 256 KiB punched in a tick: 16 MiB when busy, 512 MiB when idle.
+const PUNCH_BUSY: usize = 64;
+const PUNCH_IDLE: usize = 2048;
+/// Share of pending entries to the cache budget at which a checkpoint is wanted: 400,000 entries, some 16 MiB.
+const MAX_PENDING: usize = 400_000;
+
+/// What the ticks remember.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    last_acked: AtomicU64,
+    idle: AtomicU64,
+}
+
+impl<S: Storage> Image<S> {
+    /// To be called about once a second, by one task at a time: commits what was acknowledged, so that neither limbo
+    /// nor recovery grows without end; folds the journal when the image is idle; gives free space back.
+    ///
+    /// # Errors
+    /// The layer is poisoned.
+    pub async fn tick(&self) -> Result<()> {
+        let Some(head) = &self.head else { return Ok(()) };
+        let acked = head.journal.acked();
+        let last = self.background.last_acked.swap(acked.0, Ordering::Relaxed);
+        let idle = if last == acked.0 { self.background.idle.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
+        self.background.idle.store(idle, Ordering::Relaxed);
+        head.journal.commit(acked).await?;
+        head.space.release(head.journal.evidence());
+        if head.pending.entries() > MAX_PENDING {
+            head.journal.want_checkpoint();
+        }
+        if idle < IDLE_TICKS {
+            let stats = head.space.stats();
+            let live = stats.file_blocks.saturating_sub(stats.free_blocks + stats.punched_blocks);
+            head.punch(live.max(KEEP_FREE), PUNCH_BUSY).await;
+            return Ok(());
+        }
+        head.checkpoint(crate::layer::Finish::Running).await?;
+        head.space.release(head.journal.evidence());
+        head.punch(0, PUNCH_IDLE).await;
+        Ok(())
+    }
+
+    /// Runs checkpoints as they are wanted, for ever.
+    pub async fn run_checkpoints(&self) {
+        if let Some(head) = &self.head {
+            head.run_checkpoints().await;
+        }
+    }
+
+    /// Grows the file as it is needed, for ever.
+    pub async fn run_growth(&self) {
+        if let Some(head) = &self.head {
+            head.run_growth().await;
+        }
+    }
+
+    /// Grows the journal's reserved part as it is needed, for ever.
+    pub async fn run_ring_growth(&self) {
+        if let Some(head) = &self.head {
+            head.run_ring_growth().await;
+        }
+    }
+
+    /// Finds the free blocks of the file, once.
+    ///
+    /// # Errors
+    /// A tree node cannot be read: the file then grows instead.
+    pub async fn find_holes(&self) -> Result<()> {
+        match &self.head {
+            Some(head) => head.find_holes().await,
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Names of images and snapshots: `vm.cow`, `vm.cow@s1`, and the file `vm@s1.cow`.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Kind, Result};
+use crate::limits::MAX_NAME_BYTES;
+
+/// A valid snapshot name.
+#[derive(Clone, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
+pub struct SnapshotName(String);
+
+impl SnapshotName {
+    /// Checks `name`: 1 to 100 bytes, no `/`, `@` or control characters, not beginning with `.`, `-` or `~`.
+    pub fn new(name: &str) -> Result<SnapshotName> {
+        let bad = |why: &str| {
+            let text = format!("snapshot name {:?}: {why}", crate::error::printable(name));
+            Err(Error::new(Kind::BadName, text))
+        };
+        if name.is_empty() {
+            return bad("it is empty");
+        }
+        if name.len() > MAX_NAME_BYTES {
+            return bad("it is longer than 100 bytes");
+        }
+        if name.starts_with(['.', '-', '~']) {
+            return bad("it begins with `.`, `-` or `~`");
+        }
+        if name.contains(['/', '@']) || name.chars().any(char::is_control) {
+            return bad("it holds `/`, `@` or a control character");
+        }
+        Ok(SnapshotName(name.to_owned()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Splits `path@NAME`: only the last component, at its last `@`. A path that has its `@` in front of an extension
+/// (`vm@s1.cow`) is a file's name and stays whole.
+pub fn split_name(given: &Path) -> Result<(PathBuf, Option<SnapshotName>)> {
+    let file = given.file_name().and_then(|f| f.to_str()).unwrap_or_default();
+    let Some((stem, name)) = file.rsplit_once('@') else { return Ok((given.to_path_buf(), None)) };
+    if stem.is_empty() {
+        return Err(Error::new(Kind::BadName, "no image in front of `@`").at(given));
+    }
+    // `vm@s1.cow`: the file of snapshot s1 itself. `vm.cow@s1`: the snapshot s1 of vm.cow.
+    if is_snapshot_file(stem, name) {
+        return Ok((given.to_path_buf(), None));
+    }
+    Ok((given.with_file_name(stem), Some(SnapshotName::new(name).map_err(|e| e.at(given))?)))
+}
+
+fn is_snapshot_file(stem: &str, name: &str) -> bool {
+    !stem.contains('.') && name.contains('.')
+}
+
+/// The file of snapshot `name` of `image`: `@NAME` goes before the extension.
+pub fn snapshot_path(image: &Path, name: &SnapshotName) -> PathBuf {
+    let stem = image.file_stem().unwrap_or_default().to_string_lossy();
+    let file = match image.extension() {
+        Some(ext) => format!("{stem}@{}.{}", name.0, ext.to_string_lossy()),
+        None => format!("{stem}@{}", name.0),
+    };
+    image.with_file_name(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_component_is_split_at_its_last_at() {
+        let split = |p: &str| split_name(Path::new(p)).map(|(p, n)| (p, n.map(|n| n.0)));
+        assert_eq!(split("a@b/vm.cow").unwrap(), ("a@b/vm.cow".into(), None));
+        assert_eq!(split("a@b/vm.cow@s1").unwrap(), ("a@b/vm.cow".into(), Some("s1".into())));
+        assert_eq!(split("vm@s1.cow").unwrap(), ("vm@s1.cow".into(), None));
+        assert_eq!(split("vm.cow@2026.01").unwrap(), ("vm.cow".into(), Some("2026.01".into())));
+        assert!(split("vm.cow@").is_err());
+        assert!(split("@s1").is_err());
+    }
+
+    #[test]
+    fn bad_names_are_refused() {
+        for bad in ["", "a/b", "a@b", ".a", "-a", "~a", "a\nb", &"x".repeat(101)] {
+            assert!(SnapshotName::new(bad).is_err(), "{bad:?}");
+        }
+        assert!(SnapshotName::new(&"x".repeat(100)).is_ok());
+        let name = SnapshotName::new("s 1").unwrap();
+        assert_eq!(snapshot_path(Path::new("/d/vm.cow"), &name), Path::new("/d/vm@s 1.cow"));
+        assert_eq!(snapshot_path(Path::new("disk"), &name), Path::new("disk@s 1"));
+    }
+}

@@ -1,0 +1,385 @@
+//! Opening a chain: the head, its sealed parents, the base. Hints only find, identity decides. In a loop, bounded.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::base::{Base, open_base};
+use super::image::{ChainLayer, Image};
+use crate::error::{Error, Kind, Result, printable};
+use crate::format::{Holder, LayerId, Parent, PathHints, Sealed, Superblock};
+use crate::layer::{
+    Caches, Head, LayerReader, LockedLayer, Opened, Recovery, lock_head, open_read_only, read_slots,
+    recover_head,
+};
+use crate::limits::{DEFAULT_CACHE_BYTES, MAX_CHAIN};
+use crate::map::LayerTag;
+use crate::storage::{File, Lock, OpenHow, Storage};
+
+/// How an image is opened.
+#[derive(Clone, Debug)]
+pub enum Access {
+    /// For writing, by this process.
+    Write(Holder),
+    /// Nothing is written, not even recovery. `lock`: keep writers out.
+    Read {
+        /// Take shared locks.
+        lock: bool,
+    },
+}
+
+/// Settings of an open.
+#[derive(Clone)]
+pub struct OpenOptions {
+    /// Reading or writing.
+    pub access: Access,
+    /// Bytes for the caches.
+    pub cache_bytes: u64,
+    /// Further directories to look for parents in (`COWDISK_PATH`).
+    pub search: Vec<PathBuf>,
+    /// Tells whether a process of this host is alive.
+    pub alive: fn(u32) -> bool,
+}
+
+impl OpenOptions {
+    /// With default settings.
+    pub fn new(access: Access) -> OpenOptions {
+        OpenOptions { access, cache_bytes: DEFAULT_CACHE_BYTES, search: Vec::new(), alive: |_| true }
+    }
+}
+
+/// What an open did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenReport {
+    /// Recovery of the head.
+    pub recovery: Recovery,
+    /// An unsealed parent (a snapshot that was broken off) was recovered and sealed: its path.
+    pub sealed_parent: Option<PathBuf>,
+    /// Names that a broken-off snapshot had left and that were removed.
+    pub removed: Vec<PathBuf>,
+}
+
+/// Opens the image `path`.
+///
+/// # Errors
+/// Everything that can be wrong with an image: see [`Kind`]. Nothing is written in that case, except that recovery of an
+/// unsealed parent may have been done.
+pub async fn open_chain<S: Storage>(
+    storage: &S,
+    path: &Path,
+    options: &OpenOptions,
+) -> Result<(Image<S>, OpenReport)> {
+    let path = storage.canonical(path).map_err(|e| Error::io("open", e).at(path))?;
+    let caches = Caches::new(options.cache_bytes);
+    let mut report = OpenReport::default();
+    let mut layers = Vec::new();
+    let head = match &options.access {
+        Access::Write(me) => {
+            let head = open_for_writing(storage, &path, &caches, options, me, &mut report).await?;
+            let sb = head.superblock();
+            let size = sb.virtual_size;
+            layers.push(ChainLayer { reader: head.reader.clone(), sb, size, pending: None });
+            Some(head)
+        }
+        Access::Read { lock } => {
+            let opened = open_read_only(storage, &path, LayerTag(0), &caches, *lock).await?;
+            report.recovery = opened.recovery.clone();
+            layers.push(chain_layer(opened));
+            None
+        }
+    };
+    let base = open_parents(storage, options, &caches, &mut layers).await?;
+    Ok((Image::assemble(head, layers, base, caches), report))
+}
+
+/// Opens `base` (read-only, whatever its state) and puts the new, empty layer `overlay` on it: a temporary image.
+pub async fn open_over<S: Storage>(
+    storage: &S,
+    overlay: &Path,
+    base: &Path,
+    options: &OpenOptions,
+    me: &Holder,
+) -> Result<(Image<S>, OpenReport)> {
+    let caches = Caches::new(options.cache_bytes);
+    let base = storage.canonical(base).map_err(|e| Error::io("open", e).at(base))?;
+    let locked = lock_head(storage, overlay, me, &options.alive).await?;
+    let (head, _) = recover_head(storage, overlay, locked, LayerTag(0), &caches, me.clone(), None).await?;
+    let sb = head.superblock();
+    let size = sb.virtual_size;
+    let mut layers = vec![ChainLayer { reader: head.reader.clone(), sb, size, pending: None }];
+    let opened = open_read_only(storage, &base, LayerTag(1), &caches, true).await?;
+    let report = OpenReport { recovery: opened.recovery.clone(), ..OpenReport::default() };
+    layers.push(chain_layer(opened));
+    let foreign = open_parents(storage, options, &caches, &mut layers).await?;
+    Ok((Image::assemble(Some(head), layers, foreign, caches), report))
+}
+
+fn chain_layer<F>(opened: Opened<F>) -> ChainLayer<F> {
+    let size = opened.sb.virtual_size;
+    let pending = (opened.recovery.applied > 0).then_some(opened.pending);
+    ChainLayer { reader: opened.reader, sb: opened.sb, size, pending }
+}
+
+async fn open_for_writing<S: Storage>(
+    storage: &S,
+    path: &Path,
+    caches: &Caches,
+    options: &OpenOptions,
+    me: &Holder,
+    report: &mut OpenReport,
+) -> Result<Head<S>> {
+    refuse_snapshot_name(path)?;
+    let locked = lock_head(storage, path, me, &options.alive).await?;
+    report.removed = remove_broken_off(storage, path, &locked)?;
+    // One unsealed parent at most: a snapshot was broken off behind its rename. It is locked and synced before
+    // anything is written here (O1), then recovered and sealed.
+    let parent = seal_parent(storage, path, &locked, caches, options, me, report).await?;
+    let (head, recovery) =
+        recover_head(storage, path, locked, LayerTag(0), caches, me.clone(), parent).await?;
+    report.recovery = recovery;
+    Ok(head)
+}
+
+fn refuse_snapshot_name(path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if name.contains('@') {
+        let shown = printable(&path.to_string_lossy());
+        let error = Error::new(Kind::Unsupported, "a snapshot's file is never opened for writing").at(path);
+        return Err(error.hint(format!("cowdisk serve --read-only '{shown}'")));
+    }
+    Ok(())
+}
+
+/// A head with a second name `stem@*` is a snapshot that was broken off before its rename: that name goes.
+fn remove_broken_off<S: Storage>(
+    storage: &S,
+    path: &Path,
+    locked: &LockedLayer<S::File>,
+) -> Result<Vec<PathBuf>> {
+    let meta = locked.file.meta().map_err(|e| Error::io("stat", e).at(path))?;
+    let mut removed = Vec::new();
+    if meta.links < 2 {
+        return Ok(removed);
+    }
+    let dir = path.parent().unwrap_or(Path::new(""));
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    for name in storage.list(dir).map_err(|e| Error::io("read directory", e).at(dir))? {
+        let candidate = dir.join(&name);
+        let ours = name.strip_prefix(&*stem).is_some_and(|rest| rest.starts_with('@'));
+        if ours && storage.meta(&candidate).is_ok_and(|m| m.id == meta.id) {
+            storage.unlink(&candidate).map_err(|e| Error::io("remove", e).at(&candidate))?;
+            removed.push(candidate);
+        }
+    }
+    if !removed.is_empty() {
+        storage.sync_dir(dir).map_err(|e| Error::io("sync directory", e).at(dir))?;
+    }
+    Ok(removed)
+}
+
+/// If the parent is a layer without a recorded root, seals it (if need be) and gives the completed parent.
+async fn seal_parent<S: Storage>(
+    storage: &S,
+    path: &Path,
+    locked: &LockedLayer<S::File>,
+    caches: &Caches,
+    options: &OpenOptions,
+    me: &Holder,
+    report: &mut OpenReport,
+) -> Result<Option<Parent>> {
+    let Parent::Layer { layer, root_crc: None, hints } = &locked.sb.parent else { return Ok(None) };
+    let (at, sb) = find_parent(storage, path, *layer, hints, &options.search).await?;
+    let root = if sb.sealed.is_some() {
+        sb.root
+    } else {
+        let parent = lock_head(storage, &at, me, &options.alive).await?;
+        if parent.sb.layer != *layer {
+            return Err(Error::new(Kind::ParentChanged, "the parent changed while it was opened").at(&at));
+        }
+        let (parent, _) = recover_unsealed(storage, &at, parent, caches, me).await?;
+        parent.seal(Sealed { name: name_in(&at), time_ns: storage.now_ns() }).await?;
+        report.sealed_parent = Some(at.clone());
+        parent.superblock().root
+    };
+    Ok(Some(Parent::Layer { layer: *layer, root_crc: Some(root.crc), hints: hints.clone() }))
+}
+
+async fn recover_unsealed<S: Storage>(
+    storage: &S,
+    path: &Path,
+    locked: LockedLayer<S::File>,
+    caches: &Caches,
+    me: &Holder,
+) -> Result<(Head<S>, Recovery)> {
+    // Its tag is that of no layer of the chain: its nodes are not looked up again under it.
+    recover_head(storage, path, locked, LayerTag(u32::MAX), caches, me.clone(), None).await
+}
+
+/// The snapshot name in `vm@NAME.cow`; empty if there is none.
+fn name_in(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    stem.rsplit_once('@').map_or_else(String::new, |(_, name)| name.to_owned())
+}
+
+/// Opens everything below `layers`, one after the other.
+async fn open_parents<S: Storage>(
+    storage: &S,
+    options: &OpenOptions,
+    caches: &Caches,
+    layers: &mut Vec<ChainLayer<S::File>>,
+) -> Result<Option<(PathBuf, Base<S::File>)>> {
+    let mut seen: BTreeSet<LayerId> = layers.iter().map(|l| l.sb.layer).collect();
+    loop {
+        let Some(child) = layers.last() else { unreachable!("a chain has a head") };
+        let path = child.reader.path.clone();
+        match child.sb.parent.clone() {
+            Parent::None => return Ok(None),
+            parent @ Parent::Foreign { .. } => {
+                let Parent::Foreign { hints, .. } = &parent else { unreachable!("just matched") };
+                let at = find_foreign(storage, &path, hints, &options.search)?;
+                let base = open_base(storage, &at, &parent).await.map_err(|e| rebase_hint(e, &path))?;
+                return Ok(Some((at, base)));
+            }
+            Parent::Layer { layer, root_crc, hints } => {
+                if !seen.insert(layer) {
+                    return Err(Error::corrupt("the chain of parents is a circle").at(&path));
+                }
+                if layers.len() >= MAX_CHAIN {
+                    let text = format!("the chain of parents is longer than {MAX_CHAIN}");
+                    return Err(Error::new(Kind::Unsupported, text).at(&path));
+                }
+                let tag = LayerTag(u32::try_from(layers.len()).unwrap_or(u32::MAX));
+                let (at, _) = find_parent(storage, &path, layer, &hints, &options.search).await?;
+                let next = open_layer(storage, &at, tag, caches, layer, root_crc).await?;
+                layers.push(next);
+            }
+        }
+    }
+}
+
+async fn open_layer<S: Storage>(
+    storage: &S,
+    path: &Path,
+    tag: LayerTag,
+    caches: &Caches,
+    layer: LayerId,
+    root_crc: Option<u32>,
+) -> Result<ChainLayer<S::File>> {
+    let how = OpenHow { write: false, direct: false, regular_only: true };
+    let file = storage.open(path, how).map_err(|e| Error::io("open parent", e).at(path))?;
+    if !file.try_lock(Lock::Shared).map_err(|e| Error::io("lock", e).at(path))? {
+        return Err(Error::new(Kind::InUse, "the parent is being changed by another process").at(path));
+    }
+    let sb = read_slots(&file, path).await?.newest;
+    if sb.layer != layer || root_crc.is_some_and(|crc| crc != sb.root.crc) {
+        return Err(Error::new(
+            Kind::ParentChanged,
+            "the parent's content is not what the layer was made on",
+        )
+        .at(path));
+    }
+    if sb.sealed.is_none() {
+        return Err(Error::new(
+            Kind::ParentChanged,
+            "the parent is not sealed: open the image for writing once",
+        )
+        .at(path));
+    }
+    let size = sb.virtual_size;
+    let reader = std::sync::Arc::new(LayerReader::new(path, file, tag, &sb, caches));
+    Ok(ChainLayer { reader, sb, size, pending: None })
+}
+
+/// Finds the layer `id` that `child` stands on: at the recorded places, beside the child, in `search`.
+///
+/// # Errors
+/// `ParentMissing` with the places; `ParentChanged` if a file is there but has another identity.
+pub async fn find_parent<S: Storage>(
+    storage: &S,
+    child: &Path,
+    id: LayerId,
+    hints: &PathHints,
+    search: &[PathBuf],
+) -> Result<(PathBuf, Superblock)> {
+    let mut other = None;
+    for place in candidates(child, hints, search) {
+        let how = OpenHow { write: false, direct: false, regular_only: true };
+        let Ok(place) = storage.canonical(&place) else { continue };
+        let Ok(file) = storage.open(&place, how) else { continue };
+        match read_slots(&file, &place).await {
+            Ok(slots) if slots.newest.layer == id => return Ok((place, slots.newest)),
+            Ok(slots) => other = Some((place, format!("it is layer {}, not {id}", slots.newest.layer))),
+            Err(e) => other = Some((place, e.message())),
+        }
+    }
+    if let Some((place, why)) = other {
+        let text = format!("parent {}: {why}", printable(&place.to_string_lossy()));
+        return Err(Error::new(Kind::ParentChanged, text).at(child));
+    }
+    Err(rebase_hint(missing(child, hints), child))
+}
+
+fn find_foreign<S: Storage>(
+    storage: &S,
+    child: &Path,
+    hints: &PathHints,
+    search: &[PathBuf],
+) -> Result<PathBuf> {
+    let found = candidates(child, hints, search).into_iter().find(|p| storage.meta(p).is_ok());
+    found.ok_or_else(|| rebase_hint(missing(child, hints), child))
+}
+
+fn missing(child: &Path, hints: &PathHints) -> Error {
+    let text = format!("its parent {:?} cannot be found", printable(&hints.absolute));
+    Error::new(Kind::ParentMissing, text).at(child)
+}
+
+fn rebase_hint(error: Error, child: &Path) -> Error {
+    let shown = printable(&child.to_string_lossy());
+    error.hint(format!("COWDISK_PATH=DIRECTORY cowdisk info --chain '{shown}'"))
+}
+
+fn candidates(child: &Path, hints: &PathHints, search: &[PathBuf]) -> Vec<PathBuf> {
+    let dir = child.parent().unwrap_or(Path::new(""));
+    let mut places = Vec::new();
+    if !hints.relative.is_empty() {
+        places.push(dir.join(&hints.relative));
+    }
+    if !hints.absolute.is_empty() {
+        places.push(PathBuf::from(&hints.absolute));
+    }
+    let names = [&hints.relative, &hints.absolute];
+    if let Some(name) = names.iter().find_map(|h| Path::new(h.as_str()).file_name()) {
+        places.push(dir.join(name));
+        places.extend(search.iter().map(|s| s.join(name)));
+    }
+    places
+}
+
+/// Hints from the directory of `child` to `parent`; both without symbolic links.
+pub fn hints_between(child: &Path, parent: &Path) -> PathHints {
+    let text = |p: &Path| p.to_str().map(str::to_owned).unwrap_or_default();
+    let from = child.parent().unwrap_or(Path::new(""));
+    let (mut a, mut b) = (from.components().peekable(), parent.components().peekable());
+    while let (Some(x), Some(y)) = (a.peek(), b.peek()) {
+        if x != y {
+            break;
+        }
+        a.next();
+        b.next();
+    }
+    let relative: PathBuf = a.map(|_| std::path::Component::ParentDir).chain(b).collect();
+    PathHints { relative: text(&relative), absolute: text(parent) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hints_lead_from_the_childs_directory() {
+        let hints = |a: &str, b: &str| hints_between(Path::new(a), Path::new(b)).relative;
+        assert_eq!(hints("/d/vm.cow", "/d/base.raw"), "base.raw");
+        assert_eq!(hints("/d/a/vm.cow", "/d/b/base.raw"), "../b/base.raw");
+        assert_eq!(hints("/vm.cow", "/d/base.raw"), "d/base.raw");
+    }
+}

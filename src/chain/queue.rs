@@ -1,0 +1,234 @@
+//! One queue's handle on an image: it gathers what is ready in one turn of the loop into batches.
+//!
+//! A request puts its change into the ready list and waits. A *runner* takes all that is ready, forms a batch and sees
+//! it through; any number of runners may be under way. The first request that finds the list without a woken runner
+//! wakes one, which runs behind the other tasks of that turn and so finds their requests too.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use slab::Slab;
+
+use super::image::Image;
+use crate::error::{Error, Result};
+use crate::layer::{Batch, QueueSpace, WriteItem};
+use crate::storage::{IoBuf, Storage};
+use crate::units::{BLOCK_SIZE, Seq};
+
+/// Bounce buffers kept for reuse, of [`BOUNCE_BYTES`] each.
+const BOUNCES: usize = 16;
+const BOUNCE_BYTES: usize = 34 * BLOCK_SIZE;
+
+/// The answer to all requests of a batch.
+type Written = std::result::Result<Seq, Rc<Error>>;
+
+#[derive(Debug)]
+enum Ticket {
+    Waiting(Option<Waker>),
+    Done(Written),
+    Taken,
+}
+
+#[derive(Debug, Default)]
+struct Ready {
+    items: VecDeque<(usize, WriteItem)>,
+    tickets: Slab<Ticket>,
+    idle_runners: Vec<Waker>,
+    /// A runner has been woken and has not yet looked.
+    runner_coming: bool,
+    closed: bool,
+}
+
+/// The handle. It stays on the thread it was made on.
+#[derive(Debug)]
+pub struct ImageQueue<S: Storage> {
+    pub(super) image: Arc<Image<S>>,
+    space: QueueSpace,
+    ready: RefCell<Ready>,
+    bounces: RefCell<Vec<IoBuf>>,
+}
+
+impl<S: Storage> ImageQueue<S> {
+    /// A queue of `image`. Its owner runs [`ImageQueue::runner`]s on the same thread, as many as there may be batches in
+    /// flight.
+    pub fn new(image: Arc<Image<S>>) -> Rc<ImageQueue<S>> {
+        Rc::new(ImageQueue {
+            image,
+            space: QueueSpace::default(),
+            ready: RefCell::default(),
+            bounces: RefCell::default(),
+        })
+    }
+
+    /// The image.
+    pub fn image(&self) -> &Arc<Image<S>> {
+        &self.image
+    }
+
+    /// Gathers and writes batches until [`ImageQueue::close`].
+    pub async fn runner(self: Rc<Self>) {
+        let mut batch = Batch::default();
+        let mut tickets = Vec::new();
+        while self.gather(&mut batch, &mut tickets).await {
+            let Some(head) = &self.image.head else { return };
+            let result = head.write(&self.space, &mut batch).await;
+            let result = result.map_err(Rc::new);
+            for ticket in tickets.drain(..) {
+                self.complete(ticket, result.clone());
+            }
+        }
+    }
+
+    /// Waits until something is ready and moves it into the batch. `false`: the queue is closed.
+    async fn gather(&self, batch: &mut Batch, tickets: &mut Vec<usize>) -> bool {
+        poll_fn(|cx| {
+            let mut ready = self.ready.borrow_mut();
+            if ready.items.is_empty() {
+                if ready.closed {
+                    return Poll::Ready(false);
+                }
+                ready.runner_coming = false;
+                if !ready.idle_runners.iter().any(|w| w.will_wake(cx.waker())) {
+                    ready.idle_runners.push(cx.waker().clone());
+                }
+                return Poll::Pending;
+            }
+            while let Some((ticket, item)) = ready.items.pop_front() {
+                match batch.push(item) {
+                    Ok(()) => tickets.push(ticket),
+                    Err(item) => {
+                        ready.items.push_front((ticket, item));
+                        break;
+                    }
+                }
+            }
+            ready.runner_coming = false;
+            if !ready.items.is_empty() {
+                ready.wake_runner();
+            }
+            Poll::Ready(true)
+        })
+        .await
+    }
+
+    fn complete(&self, ticket: usize, result: Written) {
+        let mut ready = self.ready.borrow_mut();
+        let Some(state) = ready.tickets.get_mut(ticket) else { return };
+        match std::mem::replace(state, Ticket::Done(result)) {
+            Ticket::Waiting(waker) => {
+                drop(ready);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            // The request was dropped: nobody wants the answer.
+            Ticket::Taken => {
+                ready.tickets.remove(ticket);
+            }
+            Ticket::Done(_) => unreachable!("a batch answers each request once"),
+        }
+    }
+
+    /// Puts a change into the next batch; gives its number when it is written and visible.
+    pub(super) async fn submit(&self, item: WriteItem) -> Result<Seq> {
+        let ticket = {
+            let mut ready = self.ready.borrow_mut();
+            let ticket = ready.tickets.insert(Ticket::Waiting(None));
+            ready.items.push_back((ticket, item));
+            ready.wake_runner();
+            ticket
+        };
+        let guard = TicketGuard { ready: &self.ready, ticket };
+        let result = poll_fn(|cx| {
+            let mut ready = self.ready.borrow_mut();
+            match &mut ready.tickets[ticket] {
+                Ticket::Done(result) => Poll::Ready(result.clone()),
+                Ticket::Waiting(waker) => {
+                    *waker = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+                Ticket::Taken => unreachable!("only a drop takes a ticket"),
+            }
+        })
+        .await;
+        drop(guard);
+        result.map_err(|e| Error::new(e.kind(), e.to_string()))
+    }
+
+    /// Lets the runners end when nothing is ready, and gives back what was reserved. No request may be running.
+    pub fn close(&self) {
+        let mut ready = self.ready.borrow_mut();
+        ready.closed = true;
+        let runners = std::mem::take(&mut ready.idle_runners);
+        drop(ready);
+        runners.into_iter().for_each(Waker::wake);
+        if let Some(head) = &self.image.head {
+            head.release_queue(&self.space);
+        }
+    }
+
+    /// A buffer of `len` bytes, page-aligned, with any content.
+    pub(super) fn bounce(&self, len: usize) -> Bounce<'_> {
+        let whole = match self.bounces.borrow_mut().pop() {
+            Some(buf) if buf.len() >= len => buf,
+            Some(small) => {
+                self.bounces.borrow_mut().push(small);
+                IoBuf::zeroed(len)
+            }
+            None => IoBuf::zeroed(len.max(BOUNCE_BYTES)),
+        };
+        Bounce { buf: whole.slice(0..len), whole, pool: &self.bounces }
+    }
+}
+
+impl Ready {
+    fn wake_runner(&mut self) {
+        if self.runner_coming {
+            return;
+        }
+        if let Some(waker) = self.idle_runners.pop() {
+            self.runner_coming = true;
+            waker.wake();
+        }
+    }
+}
+
+struct TicketGuard<'a> {
+    ready: &'a RefCell<Ready>,
+    ticket: usize,
+}
+
+impl Drop for TicketGuard<'_> {
+    fn drop(&mut self) {
+        let mut ready = self.ready.borrow_mut();
+        match &mut ready.tickets[self.ticket] {
+            Ticket::Done(_) => {
+                ready.tickets.remove(self.ticket);
+            }
+            waiting => *waiting = Ticket::Taken,
+        }
+    }
+}
+
+/// A borrowed buffer; goes back to the pool.
+pub(super) struct Bounce<'a> {
+    /// As many bytes as were asked for.
+    pub(super) buf: IoBuf,
+    whole: IoBuf,
+    pool: &'a RefCell<Vec<IoBuf>>,
+}
+
+impl Drop for Bounce<'_> {
+    fn drop(&mut self) {
+        let mut pool = self.pool.borrow_mut();
+        // A dropped request may have left an operation behind that still uses the memory: beside it, only `buf` and
+        // `whole` are views.
+        if self.whole.len() == BOUNCE_BYTES && pool.len() < BOUNCES && self.whole.views() == 2 {
+            pool.push(self.whole.clone());
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Reading: ask where, move the bytes, verify them.
+
+use smallvec::SmallVec;
+
+use super::image::Image;
+use crate::error::{Error, Result};
+use crate::map::{LayerTag, Mapped, RunSource};
+use crate::storage::{BUF_ALIGN, File, IoBuf, Storage, finish_read};
+use crate::units::{BLOCK, BLOCK_SIZE, PBlock, SPAN_BLOCKS, VBlock};
+
+/// Consecutive blocks of a request that come from one place.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    /// First block, counted from the request's.
+    at: usize,
+    blocks: usize,
+    source: Source,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Zero,
+    Base,
+    Data(LayerTag, PBlock),
+}
+
+/// Where a request's blocks are. Checksums stand beside data blocks in request order.
+#[derive(Debug, Default)]
+struct Plan {
+    segments: SmallVec<[Segment; 4]>,
+    crcs: SmallVec<[u32; 32]>,
+}
+
+impl Plan {
+    fn push(&mut self, at: usize, blocks: usize, source: Source) {
+        if let Some(last) = self.segments.last_mut() {
+            let joins = match (last.source, source) {
+                (Source::Data(a, p), Source::Data(b, q)) => a == b && p.plus(last.blocks as u64) == q,
+                (a, b) => a == b,
+            };
+            if joins {
+                last.blocks += blocks;
+                return;
+            }
+        }
+        self.segments.push(Segment { at, blocks, source });
+    }
+}
+
+/// A segment whose read runs.
+type Running<'a, S> = (&'a Segment, <<S as Storage>::File as File>::Op);
+
+impl<S: Storage> Image<S> {
+    /// Fills `buf`, whole blocks, from `first` on. The caller has checked the range.
+    ///
+    /// # Errors
+    /// `Corrupt` if a block does not match its checksum; `Io`; always with file and offset.
+    pub(super) async fn read_blocks(&self, first: VBlock, buf: &IoBuf) -> Result<()> {
+        debug_assert!(buf.len().is_multiple_of(BLOCK_SIZE));
+        if !(buf.as_ptr() as usize).is_multiple_of(BUF_ALIGN) {
+            // O_DIRECT needs aligned memory.
+            let bounce = IoBuf::zeroed(buf.len());
+            self.read_aligned(first, &bounce).await?;
+            buf.copy_buf(0, &bounce);
+            return Ok(());
+        }
+        self.read_aligned(first, buf).await
+    }
+
+    async fn read_aligned(&self, first: VBlock, buf: &IoBuf) -> Result<()> {
+        // R(b): from before the look-up until the bytes are here, nothing that was looked up is reused.
+        let _guard = self.readers.enter();
+        let plan = self.plan(first, buf.len() / BLOCK_SIZE).await?;
+        self.move_bytes(first, buf, &plan).await?;
+        self.verify(buf, &plan)
+    }
+
+    /// Looks every block up: the pending map first, then the span cache.
+    async fn plan(&self, first: VBlock, blocks: usize) -> Result<Plan> {
+        let mut plan = Plan::default();
+        let mut done = 0;
+        while done < blocks {
+            let vblock = first.plus(done as u64);
+            let room = (SPAN_BLOCKS - u64::from(vblock.in_span())) as usize;
+            let count = room.min(blocks - done);
+            self.plan_in_span(vblock, done, count, &mut plan).await?;
+            done += count;
+        }
+        Ok(plan)
+    }
+
+    async fn plan_in_span(&self, vblock: VBlock, at: usize, count: usize, plan: &mut Plan) -> Result<()> {
+        let mut mapped: SmallVec<[Mapped; 32]> = SmallVec::from_elem(Mapped::Absent, count);
+        let all = self.pending().lookup(vblock, &mut mapped);
+        let runs = if all { None } else { Some(self.span(vblock.span()).await?) };
+        let mut i = 0;
+        while i < count {
+            match (mapped[i], &runs) {
+                (Mapped::Zero, _) => plan.push(at + i, 1, Source::Zero),
+                (Mapped::Data { pblock, crc }, _) => {
+                    plan.push(at + i, 1, Source::Data(self.head_tag(), pblock));
+                    plan.crcs.push(crc);
+                }
+                (Mapped::Absent, None) => unreachable!("not all blocks were found, so the span was resolved"),
+                (Mapped::Absent, Some(runs)) => {
+                    let offset = usize::from(vblock.in_span()) + i;
+                    let index = runs.runs.partition_point(|r| usize::from(r.offset) <= offset) - 1;
+                    let run = runs.runs[index];
+                    let skip = offset - usize::from(run.offset);
+                    let absent = mapped[i..].iter().take_while(|m| **m == Mapped::Absent).count();
+                    let blocks = absent.min(usize::from(run.blocks) - skip);
+                    match run.source {
+                        RunSource::Zero => plan.push(at + i, blocks, Source::Zero),
+                        RunSource::Base => plan.push(at + i, blocks, Source::Base),
+                        RunSource::Data { layer, pblock, crc_index } => {
+                            plan.push(at + i, blocks, Source::Data(layer, pblock.plus(skip as u64)));
+                            let from = usize::from(crc_index) + skip;
+                            plan.crcs.extend_from_slice(&runs.crcs[from..from + blocks]);
+                        }
+                    }
+                    i += blocks;
+                    continue;
+                }
+            }
+            i += 1;
+        }
+        Ok(())
+    }
+
+    /// Starts all reads at once, then waits for them.
+    async fn move_bytes(&self, first: VBlock, buf: &IoBuf, plan: &Plan) -> Result<()> {
+        let mut ops: SmallVec<[Running<'_, S>; 4]> = SmallVec::new();
+        for segment in &plan.segments {
+            let part = segment.part(buf);
+            match self.position(first, segment) {
+                None => part.zero(0..part.len()),
+                Some((file, pos)) => ops.push((segment, file.read(part, pos))),
+            }
+        }
+        let mut result = Ok(());
+        for (segment, op) in ops {
+            let Some((file, pos)) = self.position(first, segment) else { continue };
+            let part = segment.part(buf);
+            let read = finish_read(file, op, part.clone(), pos).await;
+            match read {
+                Ok(n) if n == part.len() => {}
+                Ok(n) if segment.source == Source::Base => part.zero(n..part.len()),
+                Ok(n) => {
+                    result = Err(Error::corrupt("the file ends within a data block")
+                        .at(self.path_of(segment.source))
+                        .offset(pos + n as u64));
+                }
+                Err(e) => {
+                    result = Err(Error::io("read data", e).at(self.path_of(segment.source)).offset(pos))
+                }
+            }
+        }
+        result
+    }
+
+    fn position(&self, first: VBlock, segment: &Segment) -> Option<(&S::File, u64)> {
+        match segment.source {
+            Source::Zero => None,
+            Source::Base => {
+                let base = self.base.as_ref()?;
+                Some((&base.file, (first.0 + segment.at as u64) * BLOCK))
+            }
+            Source::Data(layer, pblock) => Some((&self.layers[layer.0 as usize].reader.file, pblock.pos())),
+        }
+    }
+
+    fn path_of(&self, source: Source) -> &std::path::Path {
+        match source {
+            Source::Data(layer, _) => &self.layers[layer.0 as usize].reader.path,
+            _ => self.base_path.as_deref().unwrap_or(self.path()),
+        }
+    }
+
+    fn verify(&self, buf: &IoBuf, plan: &Plan) -> Result<()> {
+        let mut crcs = plan.crcs.iter();
+        for segment in &plan.segments {
+            let Source::Data(_, pblock) = segment.source else { continue };
+            for i in 0..segment.blocks {
+                let start = (segment.at + i) * BLOCK_SIZE;
+                let sum = buf.slice(start..start + BLOCK_SIZE).crc32(0);
+                let Some(&expected) = crcs.next() else { unreachable!("one checksum per data block") };
+                if sum != expected {
+                    let text = format!("data block checksum is {sum:08x}, the map says {expected:08x}");
+                    let offset = pblock.plus(i as u64).pos();
+                    return Err(Error::corrupt(text).at(self.path_of(segment.source)).offset(offset));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Segment {
+    fn part(&self, buf: &IoBuf) -> IoBuf {
+        buf.slice(self.at * BLOCK_SIZE..(self.at + self.blocks) * BLOCK_SIZE)
+    }
+}

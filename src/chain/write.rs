@@ -1,0 +1,217 @@
+//! Requests: bounds, alignment, locks (W3), and what each kind becomes.
+
+use std::ops::Range;
+
+use super::image::OpCounts;
+use super::queue::ImageQueue;
+use crate::device::Errno;
+use crate::error::{Error, Kind, Result};
+use crate::layer::{Head, WriteItem};
+use crate::limits::MAX_REQUEST_BYTES;
+use crate::storage::{BUF_ALIGN, IoBuf, Storage};
+use crate::units::{BLOCK, BLOCK_SIZE, Seq, VBlock, block_aligned, blocks_for};
+
+/// Bytes of zeros written at once for a write-zeroes that must keep its space.
+const ZEROES_AT_ONCE: u64 = 128 * 1024;
+/// Blocks of one zero extent.
+const ZERO_BLOCKS: u64 = 1 << 30;
+
+impl<S: Storage> ImageQueue<S> {
+    fn head(&self) -> Result<&Head<S>> {
+        let head = self.image.head.as_ref();
+        head.ok_or_else(|| Error::new(Kind::Permission, "the image is open read-only").at(self.image.path()))
+    }
+
+    fn check_range(&self, pos: u64, len: u64) -> Result<()> {
+        let geometry = self.image.geometry();
+        let sector = u64::from(geometry.sector_size);
+        let end = pos.checked_add(len);
+        if !pos.is_multiple_of(sector)
+            || !len.is_multiple_of(sector)
+            || end.is_none_or(|end| end > geometry.size)
+        {
+            let text = format!("request {pos} + {len} is outside of the disk, or not in sectors of {sector}");
+            return Err(Error::new(Kind::Usage, text));
+        }
+        Ok(())
+    }
+
+    /// The whole blocks around a range of bytes.
+    fn blocks_around(pos: u64, len: u64) -> Range<VBlock> {
+        VBlock::holding(pos)..VBlock(blocks_for(pos + len))
+    }
+
+    async fn do_read(&self, pos: u64, buf: &IoBuf) -> Result<()> {
+        let len = buf.len() as u64;
+        self.check_range(pos, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        if block_aligned(pos, len) {
+            return self.image.read_blocks(VBlock::holding(pos), buf).await;
+        }
+        let blocks = Self::blocks_around(pos, len);
+        let bounce = self.bounce((blocks.end.0 - blocks.start.0) as usize * BLOCK_SIZE);
+        self.image.read_blocks(blocks.start, &bounce.buf).await?;
+        let skip = (pos - blocks.start.pos()) as usize;
+        buf.copy_buf(0, &bounce.buf.slice(skip..skip + buf.len()));
+        Ok(())
+    }
+
+    /// Writes any range; gives the number of its last record.
+    async fn do_write(&self, pos: u64, buf: &IoBuf) -> Result<Seq> {
+        let len = buf.len() as u64;
+        self.check_range(pos, len)?;
+        let head = self.head()?;
+        let mut newest = head.journal.acked();
+        let mut at = 0;
+        while at < len {
+            // Pieces of a larger request end on block borders.
+            let end = (at + MAX_REQUEST_BYTES - (pos + at) % BLOCK).min(len);
+            let part = buf.slice(at as usize..end as usize);
+            newest = self.write_piece(pos + at, part).await?;
+            at = end;
+        }
+        Ok(newest)
+    }
+
+    async fn write_piece(&self, pos: u64, buf: IoBuf) -> Result<Seq> {
+        let len = buf.len() as u64;
+        let blocks = Self::blocks_around(pos, len);
+        if !block_aligned(pos, len) {
+            return self.write_unaligned(pos, buf, blocks).await;
+        }
+        let _shared = self.image.locks.lock(blocks.clone(), false).await;
+        if (buf.as_ptr() as usize).is_multiple_of(BUF_ALIGN) {
+            return self.submit(WriteItem::Data(blocks.start, buf)).await;
+        }
+        let bounce = self.bounce(buf.len());
+        bounce.buf.copy_buf(0, &buf);
+        self.submit(WriteItem::Data(blocks.start, bounce.buf.clone())).await
+    }
+
+    /// Reads the old bytes of the first and last block, and writes whole blocks; alone on them (W3).
+    async fn write_unaligned(&self, pos: u64, buf: IoBuf, blocks: Range<VBlock>) -> Result<Seq> {
+        let _alone = self.image.locks.lock(blocks.clone(), true).await;
+        let count = (blocks.end.0 - blocks.start.0) as usize;
+        let bounce = self.bounce(count * BLOCK_SIZE);
+        let skip = (pos - blocks.start.pos()) as usize;
+        if skip > 0 {
+            self.image.read_blocks(blocks.start, &bounce.buf.slice(0..BLOCK_SIZE)).await?;
+        }
+        let tail = (skip + buf.len()) % BLOCK_SIZE;
+        if tail > 0 && (count > 1 || skip == 0) {
+            let last = VBlock(blocks.end.0 - 1);
+            self.image
+                .read_blocks(last, &bounce.buf.slice((count - 1) * BLOCK_SIZE..count * BLOCK_SIZE))
+                .await?;
+        }
+        bounce.buf.copy_buf(skip, &buf);
+        self.submit(WriteItem::Data(blocks.start, bounce.buf.clone())).await
+    }
+
+    /// Makes a range read as zeros without keeping its space.
+    async fn do_discard(&self, pos: u64, len: u64) -> Result<Seq> {
+        self.check_range(pos, len)?;
+        let head = self.head()?;
+        let mut newest = head.journal.acked();
+        // Behind the disk's end there is nothing: its last block counts as whole.
+        let end = if pos + len == self.image.geometry().size {
+            (pos + len).next_multiple_of(BLOCK)
+        } else {
+            pos + len
+        };
+        let (first, last) = (pos.next_multiple_of(BLOCK), end / BLOCK * BLOCK);
+        if first >= last {
+            return if len == 0 { Ok(newest) } else { self.zero_bytes(pos, len).await };
+        }
+        if pos < first {
+            newest = newest.max(self.zero_bytes(pos, first - pos).await?);
+        }
+        let mut next = VBlock::holding(first);
+        while next < VBlock::holding(last) {
+            let blocks = (VBlock::holding(last).0 - next.0).min(ZERO_BLOCKS);
+            let _shared = self.image.locks.lock(next..next.plus(blocks), false).await;
+            newest = newest.max(self.submit(WriteItem::Zero(next, blocks as u32)).await?);
+            next = next.plus(blocks);
+        }
+        if last < pos + len {
+            newest = newest.max(self.zero_bytes(last, pos + len - last).await?);
+        }
+        Ok(newest)
+    }
+
+    /// Writes zeros as data.
+    async fn zero_bytes(&self, pos: u64, len: u64) -> Result<Seq> {
+        let mut newest = self.head()?.journal.acked();
+        let bounce = self.bounce(len.min(ZEROES_AT_ONCE) as usize);
+        bounce.buf.zero(0..bounce.buf.len());
+        let mut at = 0;
+        while at < len {
+            let part = (len - at).min(ZEROES_AT_ONCE) as usize;
+            newest = newest.max(self.do_write(pos + at, &bounce.buf.slice(0..part)).await?);
+            at += part as u64;
+        }
+        Ok(newest)
+    }
+
+    async fn finish(&self, written: Result<Seq>, fua: bool) -> Result<()> {
+        let seq = written?;
+        match fua {
+            true => self.head()?.journal.commit(seq).await.map_err(|e| e.at(self.image.path())),
+            false => Ok(()),
+        }
+    }
+
+    fn answer(&self, counts: &OpCounts, bytes: u64, result: Result<()>) -> std::result::Result<(), Errno> {
+        counts.count(bytes, &result);
+        result.map_err(|e| self.image.failed(&e))
+    }
+}
+
+impl<S: Storage> crate::device::Queue for ImageQueue<S> {
+    async fn read(&self, pos: u64, buf: IoBuf) -> std::result::Result<(), Errno> {
+        let result = self.do_read(pos, &buf).await;
+        self.answer(&self.image.counters.read, buf.len() as u64, result)
+    }
+
+    async fn write(&self, pos: u64, buf: IoBuf, fua: bool) -> std::result::Result<(), Errno> {
+        let written = self.do_write(pos, &buf).await;
+        let result = self.finish(written, fua).await;
+        self.answer(&self.image.counters.write, buf.len() as u64, result)
+    }
+
+    async fn flush(&self) -> std::result::Result<(), Errno> {
+        let result = match &self.image.head {
+            Some(head) => {
+                head.journal.commit(head.journal.acked()).await.map_err(|e| e.at(self.image.path()))
+            }
+            None => Ok(()),
+        };
+        self.answer(&self.image.counters.flush, 0, result)
+    }
+
+    async fn discard(&self, pos: u64, len: u64, fua: bool) -> std::result::Result<(), Errno> {
+        let written = self.do_discard(pos, len).await;
+        let result = self.finish(written, fua).await;
+        self.answer(&self.image.counters.discard, len, result)
+    }
+
+    async fn write_zeroes(
+        &self,
+        pos: u64,
+        len: u64,
+        unmap: bool,
+        fua: bool,
+    ) -> std::result::Result<(), Errno> {
+        let written = match unmap {
+            true => self.do_discard(pos, len).await,
+            false => match self.check_range(pos, len) {
+                Ok(()) => self.zero_bytes(pos, len).await,
+                Err(e) => Err(e),
+            },
+        };
+        let result = self.finish(written, fua).await;
+        self.answer(&self.image.counters.zero, len, result)
+    }
+}

@@ -1,0 +1,334 @@
+//! Writing a batch (rule W): whatever a queue has ready becomes one record, its data one vectored write per run of
+//! free blocks, its journal block written in parallel.
+
+use std::cell::RefCell;
+
+use smallvec::SmallVec;
+
+use super::checkpoint::Flying;
+use super::head::Head;
+use crate::error::{Error, Kind, Result};
+use crate::format::{Place, RECORD_CRC_BYTES, RECORD_EXTENT_BYTES, RecordExtent};
+use crate::journal::{Formed, Lanes, NotFormed};
+use crate::limits::{MAX_BATCH_BLOCKS, MAX_BATCH_REQUESTS, MAX_RECORD_BYTES};
+use crate::map::Freed;
+use crate::space::{BlockRun, Reserve};
+use crate::storage::{File, IoBuf, IoVecs, Storage, finish_write};
+use crate::units::{BLOCK_SIZE, PBlock, Seq, VBlock};
+
+/// Blocks reserved at a time for one queue.
+const QUEUE_RUN: u64 = 256;
+
+/// Blocks of one record when every block needs an extent of its own.
+const PART_BLOCKS: usize = 100;
+
+/// One change of a batch.
+#[derive(Clone, Debug)]
+pub enum WriteItem {
+    /// New content: whole blocks.
+    Data(VBlock, IoBuf),
+    /// Zeros.
+    Zero(VBlock, u32),
+}
+
+impl WriteItem {
+    /// Blocks of data to be written.
+    pub fn data_blocks(&self) -> usize {
+        match self {
+            WriteItem::Data(_, buf) => buf.len() / BLOCK_SIZE,
+            WriteItem::Zero(..) => 0,
+        }
+    }
+}
+
+/// What a queue owns of the layer: its open journal blocks and its reserved run. Stays on its thread.
+#[derive(Debug, Default)]
+pub struct QueueSpace {
+    lanes: RefCell<Lanes>,
+    run: RefCell<Option<BlockRun>>,
+}
+
+/// A batch being built and written; reused, so that a steady state allocates nothing.
+#[derive(Debug, Default)]
+pub struct Batch {
+    items: Vec<WriteItem>,
+    blocks: usize,
+    runs: Vec<BlockRun>,
+    extents: Vec<RecordExtent>,
+    crcs: Vec<u32>,
+    writes: Vec<(PBlock, IoVecs)>,
+    spare: Vec<IoVecs>,
+    freed: Vec<Freed>,
+}
+
+impl Batch {
+    /// Adds `item` if the batch has room for it. The first one always fits.
+    pub fn push(&mut self, item: WriteItem) -> std::result::Result<(), WriteItem> {
+        let blocks = self.blocks + item.data_blocks();
+        // Each item may be cut by the end of a reserved run, and each run adds an extent at most.
+        let record = (self.items.len() + 1 + blocks / 8) * RECORD_EXTENT_BYTES + blocks * RECORD_CRC_BYTES;
+        let full =
+            blocks > MAX_BATCH_BLOCKS || record > MAX_RECORD_BYTES || self.items.len() >= MAX_BATCH_REQUESTS;
+        if full && !self.items.is_empty() {
+            return Err(item);
+        }
+        self.blocks = blocks;
+        self.items.push(item);
+        Ok(())
+    }
+
+    /// True without items.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Bytes of extents and checksums at most: each item and each run may begin an extent.
+    fn record_bytes(&self) -> usize {
+        (self.items.len() + self.runs.len()) * RECORD_EXTENT_BYTES + self.blocks * RECORD_CRC_BYTES
+    }
+
+    fn clear(&mut self) {
+        self.items.clear();
+        self.blocks = 0;
+        self.runs.clear();
+        self.extents.clear();
+        self.crcs.clear();
+        self.freed.clear();
+    }
+
+    /// Gives every data block a place in the reserved runs, and computes the checksums.
+    fn place(&mut self) {
+        let Batch { items, runs, extents, crcs, writes, spare, .. } = self;
+        let mut runs = runs.iter().copied();
+        let mut run = BlockRun { first: PBlock(0), blocks: 0 };
+        for item in items {
+            let (mut vblock, buf) = match item {
+                WriteItem::Zero(vblock, blocks) => {
+                    extents.push(RecordExtent { vblock: *vblock, place: Place::Zero, blocks: *blocks });
+                    continue;
+                }
+                WriteItem::Data(vblock, buf) => (*vblock, buf),
+            };
+            let mut at = 0;
+            while at < buf.len() {
+                if run.blocks == 0 {
+                    run = runs.next().expect("as many blocks were reserved as are written");
+                    let mut vecs = spare.pop().unwrap_or_default();
+                    vecs.clear();
+                    writes.push((run.first, vecs));
+                }
+                let blocks = run.blocks.min(((buf.len() - at) / BLOCK_SIZE) as u64);
+                let bytes = blocks as usize * BLOCK_SIZE;
+                extents.push(RecordExtent { vblock, place: Place::Data(run.first), blocks: blocks as u32 });
+                for i in 0..blocks as usize {
+                    crcs.push(buf.slice(at + i * BLOCK_SIZE..at + (i + 1) * BLOCK_SIZE).crc32(0));
+                }
+                if let Some((_, vecs)) = writes.last_mut() {
+                    vecs.push(buf.slice(at..at + bytes));
+                }
+                run = BlockRun { first: run.first.plus(blocks), blocks: run.blocks - blocks };
+                vblock = vblock.plus(blocks);
+                at += bytes;
+            }
+        }
+    }
+}
+
+impl<S: Storage> Head<S> {
+    /// Writes the batch and makes it visible; gives its number. The caller holds the locks of W3 over the call.
+    ///
+    /// # Errors
+    /// `NoSpace`, with nothing changed; `Io` if the data could not be written (the blocks then read as before, or, after
+    /// a crash, perhaps as written); `Poisoned`.
+    pub async fn write(&self, queue: &QueueSpace, batch: &mut Batch) -> Result<Seq> {
+        let mut result = self.write_record(queue, batch).await;
+        if let Ok(None) = result {
+            result = self.write_in_parts(queue, &batch.items).await;
+        }
+        batch.clear();
+        result.map(|seq| seq.expect("parts always fit a record"))
+    }
+
+    /// For free space in crumbs: one record for each item, or for each [`PART_BLOCKS`] of it.
+    async fn write_in_parts(&self, queue: &QueueSpace, items: &[WriteItem]) -> Result<Option<Seq>> {
+        let mut newest = None;
+        for item in items {
+            let (WriteItem::Data(vblock, buf), mut at) = (item.clone(), 0) else {
+                newest = newest.max(self.write_part(queue, item.clone()).await?);
+                continue;
+            };
+            while at < buf.len() {
+                let end = (at + PART_BLOCKS * BLOCK_SIZE).min(buf.len());
+                let part = WriteItem::Data(vblock.plus((at / BLOCK_SIZE) as u64), buf.slice(at..end));
+                newest = newest.max(self.write_part(queue, part).await?);
+                at = end;
+            }
+        }
+        Ok(newest)
+    }
+
+    async fn write_part(&self, queue: &QueueSpace, item: WriteItem) -> Result<Option<Seq>> {
+        let mut batch = Batch::default();
+        batch.push(item).expect("the first item always fits");
+        self.write_record(queue, &mut batch).await
+    }
+
+    /// Writes the batch as one record. `None`: its free runs are too many for one; nothing was done.
+    async fn write_record(&self, queue: &QueueSpace, batch: &mut Batch) -> Result<Option<Seq>> {
+        self.reserve(queue, batch).await?;
+        if batch.record_bytes() > MAX_RECORD_BYTES {
+            batch.runs.drain(..).for_each(|run| self.space.give_back(run));
+            return Ok(None);
+        }
+        batch.place();
+        let vecs = batch.spare.pop().unwrap_or_default();
+        let formed = match self.form(queue, batch, vecs).await {
+            Ok(formed) => formed,
+            Err(e) => {
+                // Nothing was written: W1 gives a number only when everything else is at hand.
+                batch.runs.drain(..).for_each(|run| self.space.give_back(run));
+                batch.spare.extend(batch.writes.drain(..).map(|(_, vecs)| vecs));
+                return Err(e);
+            }
+        };
+        let data = self.move_bytes(queue, batch, formed).await;
+        let (seq, slot) = data.0;
+        if let Err(e) = data.1 {
+            return Err(e.at(self.path()));
+        }
+        let mut crcs = &batch.crcs[..];
+        for extent in &batch.extents {
+            match extent.place {
+                Place::Data(pblock) => {
+                    let (these, rest) = crcs.split_at(extent.blocks as usize);
+                    self.pending.install_data(slot, seq, extent.vblock, pblock, these, &mut batch.freed);
+                    crcs = rest;
+                }
+                Place::Zero => {
+                    let blocks = extent.vblock..extent.vblock.plus(u64::from(extent.blocks));
+                    self.pending.install_zero(slot, seq, blocks, &mut batch.freed);
+                }
+            }
+        }
+        self.space.free_later(&batch.freed);
+        self.journal.settle(seq);
+        Ok(Some(seq))
+    }
+
+    /// W1: the blocks for all data, out of the queue's run and new ones.
+    async fn reserve(&self, queue: &QueueSpace, batch: &mut Batch) -> Result<()> {
+        let mut need = batch.blocks as u64;
+        while need > 0 {
+            let own = queue.run.borrow_mut().take();
+            let run = match own {
+                Some(run) => run,
+                None => match self.reserve_run(need.max(QUEUE_RUN)).await {
+                    Ok(run) => run,
+                    Err(e) => {
+                        batch.runs.drain(..).for_each(|run| self.space.give_back(run));
+                        return Err(e);
+                    }
+                },
+            };
+            let take = run.blocks.min(need);
+            batch.runs.push(BlockRun { first: run.first, blocks: take });
+            need -= take;
+            if take < run.blocks {
+                let rest = BlockRun { first: run.first.plus(take), blocks: run.blocks - take };
+                // Another batch of this queue may have fetched a run meanwhile.
+                if let Some(second) = queue.run.borrow_mut().replace(rest) {
+                    self.space.give_back(second);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A run of free blocks. Before ENOSPC is the answer, limbo is drained: a checkpoint lets everything go that no
+    /// reader holds.
+    async fn reserve_run(&self, want: u64) -> Result<BlockRun> {
+        self.update_node_reserve();
+        let mut drained = 0;
+        loop {
+            if let Reserve::Run(run) = self.space.reserve(want) {
+                return Ok(run);
+            }
+            self.journal.check_alive().map_err(|e| e.at(self.path()))?;
+            let full = self.space.growth_ended().await;
+            if !full {
+                continue;
+            }
+            if let Reserve::Run(run) = self.space.reserve(want) {
+                return Ok(run);
+            }
+            if drained == 2 {
+                return Err(Error::new(Kind::NoSpace, "the host has no space left").at(self.path()));
+            }
+            drained += 1;
+            self.drain_limbo().await?;
+        }
+    }
+
+    /// Puts the record into the journal, waiting for room.
+    async fn form(&self, queue: &QueueSpace, batch: &Batch, mut vecs: IoVecs) -> Result<Formed> {
+        loop {
+            let formed = self.journal.form(&mut queue.lanes.borrow_mut(), &batch.extents, &batch.crcs, vecs);
+            match formed {
+                Ok(formed) => return Ok(formed),
+                Err((NotFormed::Poisoned, _)) => {
+                    self.journal.check_alive().map_err(|e| e.at(self.path()))?;
+                    return Err(Error::new(Kind::Poisoned, "no more writes").at(self.path()));
+                }
+                Err((NotFormed::RingFull | NotFormed::TooMany, back)) => vecs = back,
+            }
+            self.journal.room().await;
+        }
+    }
+
+    /// Data and record, in parallel, without an order between them.
+    async fn move_bytes(
+        &self,
+        queue: &QueueSpace,
+        batch: &mut Batch,
+        mut formed: Formed,
+    ) -> ((Seq, crate::map::Slot), Result<()>) {
+        let file = &self.reader.file;
+        let mut ops: SmallVec<[Flying<S>; 4]> = SmallVec::new();
+        for (pblock, vecs) in batch.writes.drain(..) {
+            let len = vecs.len();
+            ops.push((pblock, len, file.write(vecs, pblock.pos())));
+        }
+        let address = formed.address.pos();
+        let journal = file.write(std::mem::take(&mut formed.vecs), address);
+        let mut result = Ok(());
+        for (pblock, len, op) in ops {
+            let (written, mut vecs) = finish_write(file, op, len, pblock.pos()).await;
+            // The requests' buffers are theirs again from here on.
+            vecs.clear();
+            batch.spare.push(vecs);
+            if let Err(e) = written {
+                result = Err(Error::io("write data", e).offset(pblock.pos()));
+            }
+        }
+        let (recorded, mut vecs) = finish_write(file, journal, BLOCK_SIZE, address).await;
+        vecs.clear();
+        batch.spare.push(vecs);
+        if let Err(e) = recorded {
+            self.journal.poison(&format!("writing the journal failed: {e}"));
+            result = Err(Error::io("write journal", e).offset(address));
+        }
+        self.journal.written(&mut queue.lanes.borrow_mut(), &formed);
+        if result.is_err() {
+            // W4: the blocks rest until the next open, since the write may still arrive.
+            self.journal.fail(formed.seq);
+        }
+        ((formed.seq, formed.slot), result)
+    }
+
+    /// Gives back what the queue had reserved: a clean close.
+    pub fn release_queue(&self, queue: &QueueSpace) {
+        if let Some(run) = queue.run.borrow_mut().take() {
+            self.space.give_back(run);
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The writable layer of an image.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::reader::{Caches, LayerReader};
+use crate::error::{Error, Result};
+use crate::format::{Parent, Superblock};
+use crate::journal::{Freeze, Journal, JournalStats};
+use crate::limits;
+use crate::map::{PendingMap, Visit};
+use crate::runtime::sync::Monitor;
+use crate::space::{Bitmap, BlockRun, Space, SpaceStats};
+use crate::storage::{File, Storage};
+use crate::units::{BLOCK, PBlock, blocks_for};
+
+/// The head: its file, journal, maps and space.
+#[derive(Debug)]
+pub struct Head<S: Storage> {
+    pub(super) storage: S,
+    /// The file, and what it maps as of the last checkpoint.
+    pub reader: Arc<LayerReader<S::File>>,
+    /// Numbers, records, commits.
+    pub journal: Journal<S::File>,
+    /// What changed since the last checkpoint.
+    pub pending: PendingMap,
+    /// Free blocks.
+    pub space: Space,
+    pub(super) caches: Caches,
+    /// The superblock in force.
+    pub(super) sb: Mutex<Superblock>,
+    /// A checkpoint runs.
+    pub(super) checkpointing: Monitor<bool>,
+    /// A freeze whose checkpoint could not be finished for want of space.
+    pub(super) unfinished: Mutex<Option<Freeze>>,
+    /// Nodes of the tree, as far as known.
+    pub(super) nodes: AtomicU64,
+}
+
+/// For `status`.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadStats {
+    /// The journal.
+    pub journal: JournalStats,
+    /// The space.
+    pub space: SpaceStats,
+    /// Blocks in the pending map.
+    pub pending: usize,
+}
+
+/// The count of tree nodes before the holes are known.
+const UNKNOWN_NODES: u64 = u64::MAX;
+
+impl<S: Storage> Head<S> {
+    pub(super) fn assemble(
+        storage: S,
+        reader: Arc<LayerReader<S::File>>,
+        journal: Journal<S::File>,
+        space: Space,
+        caches: Caches,
+        sb: Superblock,
+    ) -> Head<S> {
+        let nodes = if sb.root.height == 0 { 0 } else { UNKNOWN_NODES };
+        Head {
+            storage,
+            reader,
+            journal,
+            pending: PendingMap::default(),
+            space,
+            caches,
+            sb: Mutex::new(sb),
+            checkpointing: Monitor::new(false),
+            unfinished: Mutex::new(None),
+            nodes: AtomicU64::new(nodes),
+        }
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.reader.path
+    }
+
+    /// A copy of the superblock in force.
+    pub fn superblock(&self) -> Superblock {
+        self.sb.lock().clone()
+    }
+
+    /// For `status`.
+    pub fn stats(&self) -> HeadStats {
+        HeadStats {
+            journal: self.journal.stats(),
+            space: self.space.stats(),
+            pending: self.pending.entries(),
+        }
+    }
+
+    /// True if holes must be told from zeros: there is something below.
+    pub(super) fn keeps_zeros(&self) -> bool {
+        !matches!(self.sb.lock().parent, Parent::None)
+    }
+
+    /// Blocks that the next checkpoint may need for nodes. Each pending block touches at most one leaf, which may be
+    /// written anew, and adds at most 18 bytes to it; inner nodes are a fiftieth of that, and a path.
+    pub(super) fn update_node_reserve(&self) {
+        let entries = self.pending.entries() as u64;
+        let touched = entries.min(self.nodes.load(Ordering::Relaxed));
+        let nodes = touched + entries / 64;
+        self.space.set_node_reserve(nodes + nodes / 50 + 2 * u64::from(limits::MAX_TREE_HEIGHT));
+    }
+
+    /// Serves growth of the file for ever; a background task.
+    pub async fn run_growth(&self) {
+        loop {
+            let run = self.space.growth_wanted().await;
+            let done = self.allocate(run).await;
+            self.space.grown(done);
+        }
+    }
+
+    /// Serves growth of the journal ring for ever; a background task.
+    pub async fn run_ring_growth(&self) {
+        let piece = blocks_for(limits::JOURNAL_RESERVE_BYTES);
+        loop {
+            let blocks = self.journal.ring_growth_wanted(piece).await;
+            let run = BlockRun { first: blocks.start, blocks: blocks.end.0 - blocks.start.0 };
+            let done = self.allocate(run).await;
+            self.journal.ring_grown(done.then_some(blocks.end));
+        }
+    }
+
+    /// Allocates blocks on the host; `false` where it has no space.
+    async fn allocate(&self, run: BlockRun) -> bool {
+        allocate(&self.reader.file, run).await
+    }
+
+    /// Finds the holes below the high-water mark of the open by reading the tree, once. Until then nothing there is
+    /// allocated, which also pins the tree that is walked.
+    ///
+    /// # Errors
+    /// A node that cannot be read: then the holes stay unknown, and the file grows instead.
+    pub async fn find_holes(&self) -> Result<()> {
+        if self.space.stats().holes_known {
+            return Ok(());
+        }
+        let root = self.reader.root();
+        let (mut used, mut nodes, mut bad) = (Bitmap::default(), 0u64, None);
+        self.reader
+            .tree
+            .walk(&root, |visit| match visit {
+                Visit::Node { child, .. } => {
+                    nodes += 1;
+                    used.insert(child.pblock.0..child.pblock.0 + 1);
+                }
+                Visit::Extent { extent, .. } => {
+                    if let crate::format::Place::Data(p) = extent.place {
+                        used.insert(p.0..p.0 + u64::from(extent.blocks));
+                    }
+                }
+                Visit::Bad { error, .. } => bad = Some(error),
+            })
+            .await;
+        if let Some(error) = bad {
+            return Err(error.at(self.path()));
+        }
+        // Checkpoints that ran meanwhile changed the count by little.
+        let _ = self.nodes.compare_exchange(UNKNOWN_NODES, nodes, Ordering::Relaxed, Ordering::Relaxed);
+        self.space.holes_found(&used);
+        Ok(())
+    }
+
+    /// Gives long free runs back to the host, down to `keep` free blocks, at most `pieces` pieces.
+    pub async fn punch(&self, keep: u64, pieces: usize) {
+        for _ in 0..pieces {
+            if self.journal.poisoned().is_some() {
+                return;
+            }
+            let Some(piece) = self.space.start_punch(keep) else { return };
+            let punched = self.reader.file.punch(piece.first.pos(), piece.blocks * BLOCK).await.result;
+            self.space.punched(punched.is_ok());
+            if punched.is_err() {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn add_nodes(&self, written: u64, removed: u64) {
+        let known = self.nodes.load(Ordering::Relaxed);
+        if known != UNKNOWN_NODES {
+            self.nodes.store((known + written).saturating_sub(removed), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Allocates blocks of `file` on the host. A filesystem that cannot is taken at its word later.
+pub(super) async fn allocate<F: File>(file: &F, run: BlockRun) -> bool {
+    let (pos, len) = (run.first.pos(), run.blocks * BLOCK);
+    match file.allocate(pos, len).await.result {
+        Ok(_) => true,
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS)) => {
+            file.meta().is_ok_and(|m| m.len >= pos + len || file.set_len(pos + len).is_ok())
+        }
+        Err(_) => false,
+    }
+}
+
+/// The first piece of the ring that an open reserves.
+pub(super) fn first_ring_piece(sb: &Superblock) -> Option<BlockRun> {
+    let ring = sb.ring()?;
+    let blocks = ring.blocks.min(blocks_for(limits::JOURNAL_RESERVE_BYTES));
+    Some(BlockRun { first: ring.first, blocks })
+}
+
+/// The error for a layer without room for its journal.
+pub(super) fn no_ring_space(path: &Path, at: PBlock) -> Error {
+    Error::new(crate::Kind::NoSpace, "the host has no space for the journal").at(path).offset(at.pos())
+}

@@ -1,0 +1,17 @@
+//! One layer file: create, open and recover, write, checkpoint, seal.
+
+mod batch;
+mod checkpoint;
+mod create;
+mod head;
+mod open;
+mod reader;
+mod slots;
+
+pub use batch::{Batch, QueueSpace, WriteItem};
+pub use checkpoint::Finish;
+pub use create::{NewLayer, create};
+pub use head::{Head, HeadStats};
+pub use open::{LockedLayer, Opened, Recovery, lock_head, open_read_only, recover_head};
+pub use reader::{Caches, LayerReader};
+pub use slots::{Slots, read_slots, write_slot};

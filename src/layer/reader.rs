@@ -1,0 +1,73 @@
+//! Reading a layer: the open file, its tree and the root in force.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::error::Result;
+use crate::format::{Place, Superblock, TreeRoot};
+use crate::map::{LayerTag, NodeCache, SpanCache, Tree};
+use crate::storage::File;
+use crate::units::VBlock;
+
+/// The caches of an image, shared by its layers.
+#[derive(Clone, Debug)]
+pub struct Caches {
+    /// Tree nodes.
+    pub nodes: Arc<NodeCache>,
+    /// Resolved spans.
+    pub spans: Arc<SpanCache>,
+}
+
+impl Caches {
+    /// Splits `budget` bytes among them.
+    pub fn new(budget: u64) -> Caches {
+        let nodes = budget / 4;
+        Caches { nodes: Arc::new(NodeCache::new(nodes)), spans: Arc::new(SpanCache::new(budget - nodes)) }
+    }
+}
+
+/// An open layer, for reading.
+#[derive(Debug)]
+pub struct LayerReader<F> {
+    /// Where it was opened.
+    pub path: PathBuf,
+    /// The file.
+    pub file: F,
+    /// Its nodes.
+    pub tree: Tree<F>,
+    /// Its place in the chain.
+    pub tag: LayerTag,
+    root: Mutex<TreeRoot>,
+}
+
+impl<F: File> LayerReader<F> {
+    /// For the open `file`, whose superblock is `sb`.
+    pub fn new(path: &Path, file: F, tag: LayerTag, sb: &Superblock, caches: &Caches) -> LayerReader<F> {
+        let tree = Tree::new(file.clone(), tag, caches.nodes.clone());
+        LayerReader { path: path.to_path_buf(), file, tree, tag, root: Mutex::new(sb.root) }
+    }
+
+    /// The root in force.
+    pub fn root(&self) -> TreeRoot {
+        *self.root.lock()
+    }
+
+    /// A checkpoint has made a new root.
+    pub fn set_root(&self, root: TreeRoot) {
+        *self.root.lock() = root;
+    }
+
+    /// Calls `found` for every extent of the tree in `range`, clipped, in order.
+    ///
+    /// # Errors
+    /// A node that cannot be read or verified, with path and offset.
+    pub async fn extents(
+        &self,
+        range: std::ops::Range<VBlock>,
+        found: impl FnMut(VBlock, u32, Place, &[u32]),
+    ) -> Result<()> {
+        self.tree.extents(&self.root(), range, found).await.map_err(|e| e.at(&self.path))
+    }
+}

@@ -1,0 +1,62 @@
+//! The two superblock slots.
+
+use std::path::Path;
+
+use crate::error::{Error, Kind, Result};
+use crate::format::Superblock;
+use crate::storage::{File, IoBuf, IoVecs, read_up_to, write_all};
+use crate::units::{BLOCK_SIZE, PBlock};
+
+/// What the slots hold.
+#[derive(Debug)]
+pub struct Slots {
+    /// The valid one with the higher generation.
+    pub newest: Superblock,
+    /// Both verify. Otherwise one was torn by a crash, or is damaged; the journal tells which.
+    pub both_valid: bool,
+    /// What is wrong with the other slot.
+    pub damage: Option<Error>,
+}
+
+/// Reads both slots and takes the newest valid one.
+///
+/// # Errors
+/// `Unsupported` for a later format, `Corrupt` if no slot verifies or both have one generation, with the path.
+pub async fn read_slots<F: File>(file: &F, path: &Path) -> Result<Slots> {
+    let buf = IoBuf::zeroed(2 * BLOCK_SIZE);
+    let read =
+        read_up_to(file, buf.clone(), 0).await.map_err(|e| Error::io("read superblock", e).at(path))?;
+    if read < 2 * BLOCK_SIZE {
+        let text = format!("not a cowdisk layer: {read} bytes are too few for its superblocks");
+        return Err(Error::corrupt(text).at(path));
+    }
+    let bytes = buf.to_vec();
+    let (first, second) = bytes.split_at(BLOCK_SIZE);
+    let slots = [Superblock::decode(first, PBlock(0)), Superblock::decode(second, PBlock(1))];
+    match slots {
+        [Ok(a), Ok(b)]
+            if a.layer != b.layer && a.inode == b.inode && a.generation.abs_diff(b.generation) != 1 =>
+        {
+            Err(Error::corrupt("superblock: the two slots belong to different layers").at(path))
+        }
+        [Ok(a), Ok(b)] => {
+            let newest = if a.generation > b.generation { a } else { b };
+            Ok(Slots { newest, both_valid: true, damage: None })
+        }
+        // A later format is refused whole: its other slot may be older and look like ours.
+        [Err(e), _] | [_, Err(e)] if e.kind() == Kind::Unsupported => Err(e.at(path)),
+        [Ok(newest), Err(e)] | [Err(e), Ok(newest)] => {
+            Ok(Slots { newest, both_valid: false, damage: Some(e.at(path)) })
+        }
+        [Err(e), Err(_)] if bytes.starts_with(b"COWD") => Err(e.at(path)),
+        [Err(_), Err(_)] => Err(Error::corrupt("not a cowdisk layer: no valid superblock").at(path)),
+    }
+}
+
+/// Writes the slot of `sb.generation`; not durable before the next sync.
+pub async fn write_slot<F: File>(file: &F, sb: &Superblock) -> Result<()> {
+    let block = sb.encode()?;
+    let pos = Superblock::slot(sb.generation).pos();
+    let (result, _) = write_all(file, IoVecs::one(IoBuf::from_slice(&block[..])), pos).await;
+    result.map_err(|e| Error::io("write superblock", e).offset(pos))
+}
