@@ -9,8 +9,8 @@ use super::OpKind;
 pub struct Faults {
     /// A failing operation.
     pub fail: Option<Fault>,
-    /// Bytes of allocated pages over all files; writes, allocations and punches that need more get ENOSPC.
-    /// Holes cost nothing, `allocate` reserves.
+    /// Bytes of allocated pages over all files; writes and allocations that need more get ENOSPC, or do what
+    /// fits. Holes cost nothing, `allocate` reserves.
     pub budget: Option<u64>,
 }
 
@@ -33,6 +33,9 @@ pub struct Fault {
 pub enum FaultKind {
     /// EIO.
     Eio,
+    /// EIO of a write that lands all the same, whole and some time later: until then it stays in flight, and the
+    /// hook sees it end a second time.
+    Late,
     /// ENOSPC, for operations that may need space.
     Enospc,
     /// EINTR; nothing was done.
@@ -51,7 +54,7 @@ impl FaultKind {
     /// The error of kinds that have one.
     pub(super) fn error(self) -> Option<io::Error> {
         let errno = match self {
-            FaultKind::Eio => libc::EIO,
+            FaultKind::Eio | FaultKind::Late => libc::EIO,
             FaultKind::Enospc => libc::ENOSPC,
             FaultKind::Eintr => libc::EINTR,
             FaultKind::Eagain => libc::EAGAIN,
@@ -66,7 +69,7 @@ impl FaultKind {
             FaultKind::Eio | FaultKind::Eintr | FaultKind::Eagain => true,
             FaultKind::Enospc => !matches!(op, OpKind::Read | OpKind::Open | OpKind::Attr | OpKind::Unlink),
             FaultKind::Short => matches!(op, OpKind::Read | OpKind::Write),
-            FaultKind::Lost | FaultKind::Misdirected(_) => matches!(op, OpKind::Write),
+            FaultKind::Late | FaultKind::Lost | FaultKind::Misdirected(_) => matches!(op, OpKind::Write),
         }
     }
 }

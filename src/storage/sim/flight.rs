@@ -115,6 +115,10 @@ impl State {
     pub(super) fn end(&mut self, mut running: InFlight) -> Done {
         let vecs = std::mem::take(&mut running.vecs);
         let result = match running.fault.map(|fault| (fault, fault.error())) {
+            Some((FaultKind::Late, Some(error))) => {
+                self.delay(&mut running);
+                Err(error)
+            }
             Some((fault, Some(error))) => {
                 self.fail(&running, fault);
                 Err(error)
@@ -176,6 +180,16 @@ impl State {
             self.land(running.ino, effect);
         }
         Ok(n)
+    }
+
+    /// Lets an operation that was reported as failed go on, with nobody waiting for it.
+    fn delay(&mut self, running: &mut InFlight) {
+        let what = std::mem::replace(&mut running.what, Running::Refused(libc::EIO));
+        let (cell, vecs) = (Arc::default(), IoVecs::new());
+        if let Some(description) = self.descriptions.get_mut(&running.description) {
+            description.in_flight += 1;
+        }
+        self.in_flight.push(InFlight { what, cell, vecs, fault: None, ..*running });
     }
 
     /// What a failed operation leaves behind.

@@ -23,6 +23,7 @@ mod names;
 mod pages;
 mod path;
 mod rng;
+mod rot;
 mod space;
 mod state;
 #[cfg(test)]

@@ -1,17 +1,32 @@
 //! What the simulated disk promises, each promise with a test that can fail.
 
+mod crashes;
 mod executor;
+mod faults;
 mod files;
+mod names;
+mod process;
+mod rot;
+mod syncs;
 
 use std::path::Path;
 
-use super::{SimDisk, SimFile};
+use super::{CrashOptions, SimDisk, SimFile};
 use crate::storage::{File, IoBuf, IoVecs, OpenHow, Storage, read_exact, write_all};
 
 /// Seeds of a test: enough that a choice among a dozen never misses one.
 const SEEDS: std::ops::Range<u64> = 0..400;
 
+/// Crashes that lose things and make no garbage.
+const PURE: CrashOptions = CrashOptions { tear_rewrites: false, unreadable: false };
+
 const FILE: &str = "disk";
+
+/// True if `check` is for every seed.
+fn always(check: impl FnMut(u64) -> bool) -> bool {
+    let mut seeds = SEEDS;
+    seeds.all(check)
+}
 
 /// A disk with one open, empty, durable file.
 fn disk_with_file() -> (SimDisk, SimFile) {
