@@ -5,13 +5,16 @@
 //! sleeps. The only place where the thread sleeps is `io_uring_enter` with GETEVENTS: with DEFER_TASKRUN the
 //! kernel can make progress on this ring nowhere else.
 
+pub mod net;
 mod op;
 mod ring;
 pub mod sync;
+mod signal;
 mod task;
 
 pub use op::{Op, OpOutput, Payload};
 pub use ring::{RingOptions, Runtime};
+pub use signal::Signal;
 pub use task::{JoinHandle, spawn};
 
 use std::time::Duration;
