@@ -51,8 +51,6 @@ pub mod reply {
     pub const ERR_INVALID: u32 = ERROR + 3;
     /// No such export.
     pub const ERR_UNKNOWN: u32 = ERROR + 6;
-    /// The server is stopping.
-    pub const ERR_SHUTDOWN: u32 = ERROR + 7;
     /// The option's data is too long.
     pub const ERR_TOO_BIG: u32 = ERROR + 9;
 }

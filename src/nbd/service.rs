@@ -68,6 +68,11 @@ impl<D: Disk> Service<D> {
         Ok(transmission.run(input).await)
     }
 
+    /// Lets go of the disks, while the runtime is still there for what they do then.
+    pub(super) fn close(&self) {
+        self.opened.take();
+    }
+
     /// This thread's handle on an export's disk.
     fn queue(&self, export: &Arc<Export<D>>) -> Rc<D::Queue> {
         let mut opened = self.opened.borrow_mut();

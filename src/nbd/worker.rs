@@ -150,6 +150,7 @@ impl<D: Disk> Worker<D> {
             self.start(socket);
         }
         self.stop().await;
+        self.service.close();
     }
 
     fn start(self: &Rc<Self>, fd: OwnedFd) {
