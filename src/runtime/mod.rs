@@ -11,6 +11,7 @@ mod ring;
 pub mod sync;
 mod signal;
 mod task;
+pub mod thread;
 
 pub use op::{Op, OpOutput, Payload};
 pub use ring::{RingOptions, Runtime};

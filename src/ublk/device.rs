@@ -1,0 +1,355 @@
+//! The life of a device, as its server sees it: start, serve, and then stop or leave.
+//!
+//! ADD_DEV, SET_PARAMS, every queue's thread fetches all its tags, START_DEV. To end it: STOP_DEV, the threads see
+//! ABORT and close their rings, DEL_DEV. Or the server goes and the disk stays, without one, until the next server
+//! takes it up (see [`super::RecoverOptions`]).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::control::Control;
+use super::features::{self, Features};
+use super::mailbox::Order;
+use super::mapping::Descriptors;
+use super::queue::{Attachment, QueueSpec, QueueThread, commands};
+use super::stats::Stats;
+use super::uapi::{CtrlDevInfo, MAX_IO_BYTES, MAX_NR_QUEUES, MAX_QUEUE_DEPTH, NO_DEVICE, flag};
+use super::{bounds, node, params};
+use crate::device::Disk;
+use crate::{Error, Kind, Result};
+
+/// Memory for the tags of one device, at most.
+const MAX_BUFFER_BYTES: u64 = 4 << 30;
+/// Buffers are whole pages of every machine that there is.
+const BUFFER_STEP: u32 = 4096;
+
+/// How to start a device.
+#[derive(Clone, Debug)]
+pub struct StartOptions {
+    /// The N of `/dev/ublkbN`; `None`: the first that is free.
+    pub device_id: Option<u32>,
+    /// Queues, one thread each; the driver lowers it to the number of CPUs.
+    pub queues: u16,
+    /// Requests that a queue takes at once.
+    pub depth: u16,
+    /// Largest request in bytes, and size of each tag's buffer: a multiple of 4096.
+    pub max_io: u32,
+    /// A random number of this start. The driver keeps it over the death of the server, and only who knows it may
+    /// take the device up: the id says nothing, another device may have it by then.
+    pub tag: u64,
+    /// Let the disk outlive this process, where the driver can (6.1).
+    pub recovery: bool,
+}
+
+impl Default for StartOptions {
+    fn default() -> Self {
+        StartOptions { device_id: None, queues: 1, depth: 64, max_io: 128 << 10, tag: 0, recovery: true }
+    }
+}
+
+impl StartOptions {
+    fn check(&self) -> Result<()> {
+        let bytes = u64::from(self.queues) * u64::from(self.depth) * u64::from(self.max_io);
+        let wrong = if !(1..=MAX_NR_QUEUES).contains(&self.queues) {
+            format!("{} queues (1 to {MAX_NR_QUEUES})", self.queues)
+        } else if !(1..=MAX_QUEUE_DEPTH).contains(&self.depth) {
+            format!("a depth of {} (1 to {MAX_QUEUE_DEPTH})", self.depth)
+        } else if !(BUFFER_STEP..=MAX_IO_BYTES).contains(&self.max_io)
+            || !self.max_io.is_multiple_of(BUFFER_STEP)
+        {
+            format!("requests of {} bytes (a multiple of {BUFFER_STEP}, up to {MAX_IO_BYTES})", self.max_io)
+        } else if bytes > MAX_BUFFER_BYTES {
+            format!("buffers of {bytes} bytes together (up to {MAX_BUFFER_BYTES})")
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(Kind::Usage, format!("ublk cannot have {wrong}")))
+    }
+
+    fn request(&self, features: Features) -> CtrlDevInfo {
+        CtrlDevInfo {
+            nr_hw_queues: self.queues,
+            queue_depth: self.depth,
+            max_io_buf_bytes: self.max_io,
+            dev_id: self.device_id.unwrap_or(NO_DEVICE),
+            flags: features.0,
+            ublksrv_flags: self.tag,
+            ..CtrlDevInfo::default()
+        }
+    }
+}
+
+/// A disk that this process serves as `/dev/ublkbN`.
+///
+/// Dropping it stops nothing: when the process ends the device waits for the next server (or, without recovery,
+/// goes). [`Device::stop`] removes it.
+#[derive(Debug)]
+pub struct Device {
+    pub(super) info: CtrlDevInfo,
+    pub(super) control: Mutex<Control>,
+    pub(super) threads: Vec<QueueThread>,
+    pub(super) node: PathBuf,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Device {
+    /// Makes a new device that serves `disk`. When this returns `/dev/ublkbN` can be opened.
+    pub fn start<D: Disk>(disk: &D, options: &StartOptions) -> Result<Device> {
+        options.check()?;
+        // What the disk cannot be is said before there is a device.
+        params::build(&disk.geometry(), options.max_io)?;
+        let mut control = Control::open()?;
+        let flags = features::ask(control.features(), options.recovery);
+        let info = control.add_device(&options.request(flags))?;
+        let mut device = Device::new(control, info);
+        match device.bring_up(disk) {
+            Ok(()) => Ok(device),
+            Err(e) => {
+                // The first error is the one to report.
+                let _ = device.stop(true);
+                Err(e)
+            }
+        }
+    }
+
+    pub(super) fn new(control: Control, info: CtrlDevInfo) -> Device {
+        let node = node::block_node(info.dev_id);
+        Device { info, control: Mutex::new(control), threads: Vec::new(), node, warnings: Vec::new() }
+    }
+
+    fn bring_up<D: Disk>(&mut self, disk: &D) -> Result<()> {
+        let id = self.info.dev_id;
+        features::accept(self.features())?;
+        let params = params::build(&disk.geometry(), self.info.max_io_buf_bytes)?;
+        self.control.get_mut().set_params(id, &params)?;
+        params::check_read_back(&params, &self.control.get_mut().params(id)?)?;
+        self.prepare_threads(disk)?;
+        self.attach_threads()?;
+        self.control.get_mut().start(id)?;
+        self.node = node::wait_for_disk(id)?;
+        Ok(())
+    }
+
+    /// Starts a thread for each queue; when this returns they need nothing more than the character device.
+    pub(super) fn prepare_threads<D: Disk>(&mut self, disk: &D) -> Result<()> {
+        let control = self.control.get_mut();
+        let (fetch, commit) = commands(|command| control.encode(command));
+        let CtrlDevInfo { dev_id: device, queue_depth: depth, nr_hw_queues, max_io_buf_bytes, .. } =
+            self.info;
+        for index in 0..nr_hw_queues {
+            let cpus = control.queue_affinity(device, index)?;
+            let max_io = max_io_buf_bytes as usize;
+            let spec = QueueSpec { device, index, depth, max_io, cpus, fetch, commit };
+            self.threads.push(QueueThread::spawn(disk, spec)?);
+        }
+        self.wait_step()
+    }
+
+    /// Opens the character device and lets the threads fetch; when this returns every tag is fetched.
+    pub(super) fn attach_threads(&mut self) -> Result<()> {
+        let char_device = Arc::new(node::open_char(self.info.dev_id)?);
+        // All mappings first: a failure leaves no queue half started.
+        let mut attachments = Vec::new();
+        for index in 0..self.info.nr_hw_queues {
+            let descriptors = Descriptors::map(&char_device, index, self.info.queue_depth)?;
+            attachments.push(Attachment { descriptors, char_device: char_device.clone() });
+        }
+        for (thread, attachment) in self.threads.iter().zip(attachments) {
+            thread.attach(attachment);
+        }
+        self.wait_step()
+    }
+
+    fn wait_step(&mut self) -> Result<()> {
+        for thread in &self.threads {
+            self.warnings.extend(thread.wait_step()?);
+        }
+        Ok(())
+    }
+
+    /// The N of `/dev/ublkbN`.
+    pub const fn id(&self) -> u32 {
+        self.info.dev_id
+    }
+    /// `/dev/ublkbN`.
+    pub fn node(&self) -> &Path {
+        &self.node
+    }
+    /// The tag of the device's start.
+    pub const fn tag(&self) -> u64 {
+        self.info.ublksrv_flags
+    }
+    /// What was negotiated.
+    pub const fn features(&self) -> Features {
+        Features(self.info.flags)
+    }
+    /// Queues and tags of each, as the driver made them.
+    pub const fn shape(&self) -> (u16, u16) {
+        (self.info.nr_hw_queues, self.info.queue_depth)
+    }
+    /// True if the disk outlives this process, and requests in flight are delivered again to the next server.
+    pub const fn outlives_its_server(&self) -> bool {
+        self.features().has(flag::USER_RECOVERY | flag::USER_RECOVERY_REISSUE)
+    }
+    /// What could not be had and makes the server weaker under memory pressure, for the log.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The counters of all queues.
+    pub fn stats(&self) -> Stats {
+        let mut sum = Stats::default();
+        for thread in &self.threads {
+            thread.stats.add_to(&mut sum);
+        }
+        sum
+    }
+
+    /// True when no queue is served any more: somebody else stopped the device.
+    pub fn ended(&self) -> bool {
+        self.threads.iter().all(QueueThread::is_finished)
+    }
+
+    /// Removes the device. Refuses with [`Kind::InUse`], and goes on serving, while somebody has it open, unless
+    /// `force`d; then its users get EIO. Not after [`Device::hold_and_drain`].
+    pub fn stop(&mut self, force: bool) -> Result<()> {
+        let id = self.info.dev_id;
+        stop_disk(self.control.get_mut(), id, force, true)?;
+        let end = Instant::now() + bounds::THREAD;
+        for thread in self.threads.drain(..) {
+            thread.join(end)?;
+        }
+        gone_is_fine(self.control.get_mut().delete(id))
+    }
+
+    /// From now on new requests are kept and not touched; returns when those that run are committed. The driver
+    /// delivers what was kept to the next server, once this process has ended. There is no way back.
+    pub fn hold_and_drain(&self) -> Result<()> {
+        let answers = self.order(Order::Hold);
+        self.wait_for(answers, "drain")
+    }
+
+    /// Makes the device ready for the next server: requests that run are committed, the disk is flushed, new
+    /// requests wait. After this the process must exit; the kernel then holds all requests until another process
+    /// takes the device up. For the end of a server whose device is open ([`Device::stop`] refused).
+    pub fn leave_waiting(&self) -> Result<()> {
+        if !self.outlives_its_server() {
+            let message = "this ublk driver cannot keep the device without a server".to_owned();
+            return Err(Error::new(Kind::Unsupported, message).at(&self.node));
+        }
+        let parked = self.order(Order::Park);
+        self.wait_for(parked, "park")?;
+        if self.features().has(flag::QUIESCE) {
+            // The driver keeps new requests from here on. EBUSY (all tags busy) is no harm: we keep them then.
+            let _ = self.control.lock().quiesce(self.info.dev_id);
+        }
+        self.hold_and_drain()?;
+        self.flush()
+    }
+
+    fn flush(&self) -> Result<()> {
+        let (sender, answer) = channel();
+        if let Some(thread) = self.threads.first() {
+            thread.send(Order::Flush(sender));
+        }
+        match answer.recv_timeout(bounds::DRAIN) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(errno)) => {
+                Err(Error::io("flush", std::io::Error::from_raw_os_error(errno.0)).at(&self.node))
+            }
+            Err(_) => Err(Error::new(Kind::Io, "the disk was not flushed in time").at(&self.node)),
+        }
+    }
+
+    /// Gives every queue an order; one answer for each.
+    fn order(&self, order: impl Fn(std::sync::mpsc::Sender<()>) -> Order) -> Vec<Receiver<()>> {
+        let give = |thread: &QueueThread| {
+            let (sender, answer) = channel();
+            thread.send(order(sender));
+            answer
+        };
+        self.threads.iter().map(give).collect()
+    }
+
+    fn wait_for(&self, answers: Vec<Receiver<()>>, what: &str) -> Result<()> {
+        let end = Instant::now() + bounds::DRAIN;
+        for (index, answer) in answers.into_iter().enumerate() {
+            // A queue that has ended has nothing left to do.
+            if let Err(RecvTimeoutError::Timeout) =
+                answer.recv_timeout(end.saturating_duration_since(Instant::now()))
+            {
+                let message =
+                    format!("queue {index} did not {what} within {} seconds", bounds::DRAIN.as_secs());
+                return Err(Error::new(Kind::Io, message).at(&self.node));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// STOP_DEV, which always ends DEAD; without `force` only if nobody has the disk open. `served`: by this process.
+pub(super) fn stop_disk(control: &mut Control, id: u32, force: bool, served: bool) -> Result<()> {
+    if force {
+        return gone_is_fine(control.stop(id));
+    }
+    if control.offers(flag::SAFE_STOP_DEV) {
+        return match control.try_stop(id) {
+            Err(e) if e.kind() == Kind::InUse => Err(in_use(id)),
+            other => gone_is_fine(other),
+        };
+    }
+    // An open of a device without a server could wait for it for ever.
+    if served && node::is_claimed(id) || !node::openers(id).is_empty() {
+        return Err(in_use(id));
+    }
+    gone_is_fine(control.stop(id))
+}
+
+fn in_use(id: u32) -> Error {
+    let users = node::openers(id);
+    let message = if users.is_empty() { "the device is open".to_owned() } else { users.join(", ") };
+    Error::new(Kind::InUse, message).at(node::block_node(id))
+}
+
+/// Somebody else removed the device: what was wanted is there.
+pub(super) fn gone_is_fine(result: Result<()>) -> Result<()> {
+    match result {
+        Err(e) if e.kind() == Kind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_have_bounds() {
+        let good = StartOptions::default();
+        good.check().unwrap();
+        for wrong in [
+            StartOptions { queues: 0, ..good.clone() },
+            StartOptions { depth: 0, ..good.clone() },
+            StartOptions { depth: 4097, ..good.clone() },
+            StartOptions { max_io: 0, ..good.clone() },
+            StartOptions { max_io: 6000, ..good.clone() },
+            StartOptions { max_io: 64 << 20, ..good.clone() },
+            StartOptions { queues: 64, depth: 4096, max_io: 1 << 20, ..good.clone() },
+        ] {
+            assert_eq!(wrong.check().unwrap_err().kind(), Kind::Usage, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_says_only_what_the_driver_takes_from_us() {
+        let options = StartOptions { device_id: Some(3), tag: 99, ..StartOptions::default() };
+        let info = options.request(Features(0x18));
+        assert_eq!((info.dev_id, info.ublksrv_flags, info.flags), (3, 99, 0x18));
+        assert_eq!((info.state, info.ublksrv_pid, info.owner_uid), (0, 0, 0));
+        assert_eq!(StartOptions::default().request(Features(0)).dev_id, u32::MAX);
+    }
+}

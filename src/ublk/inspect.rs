@@ -1,0 +1,141 @@
+//! What processes other than the server may know of a device, and do to it.
+
+use std::path::Path;
+use std::time::Instant;
+
+use super::bounds;
+use super::control::Control;
+use super::device::{gone_is_fine, stop_disk};
+use super::features::Features;
+use super::node::{self, Life};
+use super::recovery::check_tag;
+use super::uapi::{CtrlDevInfo, state};
+use crate::{Error, Kind, Result};
+
+/// State of a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum State {
+    /// Without a disk: not started yet, or stopped.
+    Dead,
+    /// Served.
+    Live,
+    /// Without a server; its requests wait for one.
+    Quiesced,
+    /// Without a server; its requests fail.
+    FailIo,
+    /// One that came after this program.
+    Unknown(u16),
+}
+
+impl State {
+    const fn from_raw(raw: u16) -> State {
+        match raw {
+            state::DEAD => State::Dead,
+            state::LIVE => State::Live,
+            state::QUIESCED => State::Quiesced,
+            state::FAIL_IO => State::FailIo,
+            other => State::Unknown(other),
+        }
+    }
+}
+
+/// A ublk device, whoever serves it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceInfo {
+    /// The N of `/dev/ublkbN`.
+    pub id: u32,
+    /// Its state.
+    pub state: State,
+    /// Queues.
+    pub queues: u16,
+    /// Tags of each queue.
+    pub depth: u16,
+    /// Largest request in bytes.
+    pub max_io: u32,
+    /// Its last server; `None` before START_DEV and after STOP_DEV.
+    pub pid: Option<i32>,
+    /// The tag of its start, if one of ours made it; any number otherwise.
+    pub tag: u64,
+    /// What was negotiated.
+    pub features: Features,
+}
+
+impl From<CtrlDevInfo> for DeviceInfo {
+    fn from(info: CtrlDevInfo) -> DeviceInfo {
+        DeviceInfo {
+            id: info.dev_id,
+            state: State::from_raw(info.state),
+            queues: info.nr_hw_queues,
+            depth: info.queue_depth,
+            max_io: info.max_io_buf_bytes,
+            pid: Some(info.ublksrv_pid).filter(|&pid| pid > 0),
+            tag: info.ublksrv_flags,
+            features: Features(info.flags),
+        }
+    }
+}
+
+/// The device `id`; [`Kind::NotFound`] if there is none.
+pub fn device_info(id: u32) -> Result<DeviceInfo> {
+    Control::open()?.device_info(id).map(DeviceInfo::from)
+}
+
+/// All ublk devices, by id. There is no command for that: sysfs names them.
+pub fn list_devices() -> Result<Vec<DeviceInfo>> {
+    let mut control = Control::open()?;
+    let names = node::names(Path::new("/sys/class/ublk-char"));
+    let mut ids: Vec<u32> =
+        names.iter().filter_map(|name| name.strip_prefix("ublkc")?.parse().ok()).collect();
+    ids.sort_unstable();
+    let mut devices = Vec::new();
+    for id in ids {
+        match control.device_info(id) {
+            Ok(info) => devices.push(info.into()),
+            // Removed meanwhile.
+            Err(e) if e.kind() == Kind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(devices)
+}
+
+/// Removes a device that no process serves: one that waits, or one whose start never ended. Refuses with
+/// [`Kind::NotFound`] if its tag is another one, with [`Kind::InUse`] while a process serves it, and, unless
+/// `force`d, while somebody has it open; forced, its users get EIO.
+pub fn remove_waiting(id: u32, tag: u64, force: bool) -> Result<()> {
+    let mut control = Control::open()?;
+    wait_until_unserved(&mut control, id, tag)?;
+    stop_disk(&mut control, id, force, false)?;
+    gone_is_fine(control.delete(id))
+}
+
+/// A server that was just killed may need a moment; one that lives is refused.
+fn wait_until_unserved(control: &mut Control, id: u32, tag: u64) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        let info = control.device_info(id)?;
+        check_tag(&info, tag)?;
+        if info.state != state::LIVE {
+            return Ok(());
+        }
+        let alive = node::life_of(info.ublksrv_pid) == Life::Alive;
+        if begin.elapsed() > if alive { bounds::ALIVE } else { bounds::OLD_SERVER } {
+            let message = format!("the device is served by process {}", info.ublksrv_pid);
+            return Err(Error::new(Kind::InUse, message).at(node::block_node(id)));
+        }
+        std::thread::sleep(bounds::POLL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_without_a_server_has_no_pid() {
+        let raw = CtrlDevInfo { state: 2, ublksrv_pid: -1, ublksrv_flags: 5, ..CtrlDevInfo::default() };
+        let info = DeviceInfo::from(raw);
+        assert_eq!((info.state, info.pid, info.tag), (State::Quiesced, None, 5));
+        assert_eq!(State::from_raw(9), State::Unknown(9));
+    }
+}
