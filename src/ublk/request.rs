@@ -19,18 +19,19 @@ impl Request {
     /// Reads a descriptor; `room` is the size of the tag's buffer. Flags other than FUA and NOUNMAP are hints.
     pub(super) fn parse(desc: &IoDesc, room: usize) -> Result<Request, Errno> {
         let len = u64::from(desc.nr_sectors) * SECTOR;
-        let pos = desc.start_sector.checked_mul(SECTOR).ok_or(Errno(libc::EINVAL))?;
         let fua = desc.op_flags & io_flag::FUA != 0;
+        // Not for FLUSH, whose position is -1.
+        let pos = || desc.start_sector.checked_mul(SECTOR).ok_or(Errno(libc::EINVAL));
         let moved =
             || usize::try_from(len).ok().filter(|len| (1..=room).contains(len)).ok_or(Errno(libc::EINVAL));
         match desc.op_flags & op::MASK {
-            op::READ => Ok(Request::Read { pos, len: moved()? }),
-            op::WRITE => Ok(Request::Write { pos, len: moved()?, fua }),
+            op::READ => Ok(Request::Read { pos: pos()?, len: moved()? }),
+            op::WRITE => Ok(Request::Write { pos: pos()?, len: moved()?, fua }),
             op::FLUSH => Ok(Request::Flush),
-            op::DISCARD => Ok(Request::Discard { pos, len, fua }),
+            op::DISCARD => Ok(Request::Discard { pos: pos()?, len, fua }),
             op::WRITE_ZEROES => {
                 let unmap = desc.op_flags & io_flag::NOUNMAP == 0;
-                Ok(Request::WriteZeroes { pos, len, unmap, fua })
+                Ok(Request::WriteZeroes { pos: pos()?, len, unmap, fua })
             }
             _ => Err(Errno(libc::EOPNOTSUPP)),
         }
@@ -142,7 +143,7 @@ mod tests {
         let requests = vec![
             desc(op::WRITE | io_flag::FUA | io_flag::META, 8, 8),
             desc(op::READ | io_flag::FAILFAST_DEV, 8, 1),
-            desc(op::FLUSH, 0, 0),
+            desc(op::FLUSH, u64::MAX, 0),
             desc(op::DISCARD, 16, 16),
             desc(op::WRITE_ZEROES, 0, 8),
             desc(op::WRITE_ZEROES | io_flag::NOUNMAP | io_flag::FUA, 0, 8),
