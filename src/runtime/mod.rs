@@ -8,8 +8,8 @@
 pub mod net;
 mod op;
 mod ring;
-pub mod sync;
 mod signal;
+pub mod sync;
 mod task;
 pub mod thread;
 
