@@ -1,8 +1,8 @@
 //! The scenarios of `tests/vm` in virtual machines with real ublk, on an old and on the newest kernel.
 //!
-//! Each test boots a machine, which takes a minute under emulation, and the first one downloads the kernels: so they are
-//! ignored unless asked for, with `cargo test --release --test vm -- --ignored`. `tests/vm/run` does the work and says
-//! what it needs; here its verdict is checked once more, against the lines that the guest printed.
+//! Each test boots a machine, which takes a minute under emulation, and the first one downloads the
+//! kernels: so they are ignored unless asked for, with `cargo test --release --test vm -- --ignored`.
+//! `tests/vm/run` does the work; here its verdict is checked once more, against what the guest printed.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -23,8 +23,7 @@ fn program() -> PathBuf {
 fn harness(script: &str, arguments: &[&str]) -> Output {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm").join(script))
         .args(arguments)
-        .arg("--binary")
-        .arg(program())
+        .env("COWDISK_BIN", program())
         .output()
         .expect("the harness is a script that can be run")
 }

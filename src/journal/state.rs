@@ -300,15 +300,18 @@ impl<F> Journal<F> {
     }
 
     /// Waits until more of the ring should be allocated on the host; gives the blocks. Answer with
-    /// [`Journal::ring_grown`].
-    pub async fn ring_growth_wanted(&self, piece: u64) -> std::ops::Range<PBlock> {
+    /// [`Journal::ring_grown`]. `None`: the layer takes no more writes.
+    pub async fn ring_growth_wanted(&self, piece: u64) -> Option<std::ops::Range<PBlock>> {
         self.state
             .wait(|s| {
+                if s.poisoned.is_some() {
+                    return Some(None);
+                }
                 let low = s.ring.free.len() * 2 < piece as usize;
                 let more = !s.ring.unreserved.is_empty() && !s.ring.capped;
                 (low && more).then(|| {
                     let start = s.ring.unreserved.start;
-                    PBlock(start)..PBlock((start + piece).min(s.ring.unreserved.end))
+                    Some(PBlock(start)..PBlock((start + piece).min(s.ring.unreserved.end)))
                 })
             })
             .await

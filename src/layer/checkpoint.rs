@@ -140,13 +140,13 @@ impl<S: Storage> Head<S> {
         }
         // The superblock, before anything that only the old one needs is given up.
         self.journal.sync_for_checkpoint(freeze.cut).await?;
-        self.switch(freeze, sb, &built);
+        self.switch(freeze, sb, &built, finish);
         Ok(())
     }
 
     /// Makes the new root visible and releases what only the old one needed. The order matters to readers that
     /// probe the pending map first, then the span cache, then the tree: root, cache, frozen map.
-    fn switch(&self, freeze: Freeze, sb: Superblock, built: &Built) {
+    fn switch(&self, freeze: Freeze, sb: Superblock, built: &Built, finish: &Finish) {
         self.reader.set_root(sb.root);
         self.caches.spans.root_changed();
         let (spans, zeros) = self.pending.frozen_spans(freeze.slot);
@@ -156,7 +156,11 @@ impl<S: Storage> Head<S> {
         }
         self.pending.clear(freeze.slot);
         self.add_nodes(built.nodes, built.removed);
-        self.space.free_later(&built.freed);
+        match finish {
+            // What recovery's tree lets go lies below the top of the open: the walk for holes finds it.
+            Finish::Opened(_) => *self.opened_root.lock() = sb.root,
+            _ => self.space.free_later(&built.freed),
+        }
         self.journal.release(freeze.cut, sb.generation);
         *self.sb.lock() = sb;
         self.update_node_reserve();
@@ -196,8 +200,14 @@ impl<S: Storage> Head<S> {
     /// Commits, folds everything into the tree and marks the layer clean.
     pub async fn close(&self) -> Result<()> {
         self.checkpoint(Finish::Clean).await?;
-        self.journal.poison("the image is closed");
+        self.end("the image is closed");
         Ok(())
+    }
+
+    /// Nothing is written any more; the background tasks end.
+    fn end(&self, why: &str) {
+        self.journal.poison(why);
+        self.space.close();
     }
 
     /// Folds everything into the tree, makes the layer immutable, gives the journal's space back and takes the write
@@ -205,7 +215,7 @@ impl<S: Storage> Head<S> {
     pub async fn seal(&self, sealed: Sealed) -> Result<()> {
         let ring = self.superblock().ring();
         self.checkpoint(Finish::Sealed(sealed)).await?;
-        self.journal.poison("the layer is sealed");
+        self.end("the layer is sealed");
         let file = &self.reader.file;
         if let Some(ring) = ring {
             let run = BlockRun { first: ring.first, blocks: ring.blocks };

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::reader::{Caches, LayerReader};
 use crate::error::{Error, Result};
-use crate::format::{Parent, Superblock};
+use crate::format::{Parent, Superblock, TreeRoot};
 use crate::journal::{Freeze, Journal, JournalStats};
 use crate::limits;
 use crate::map::{PendingMap, Visit};
@@ -36,6 +36,9 @@ pub struct Head<S: Storage> {
     pub(super) checkpointing: Monitor<bool>,
     /// A freeze whose checkpoint could not be finished for want of space.
     pub(super) unfinished: Mutex<Option<Freeze>>,
+    /// The root when the layer was opened: what is walked for holes, since what later checkpoints free is told to
+    /// the space as it happens.
+    pub(super) opened_root: Mutex<TreeRoot>,
     /// Nodes of the tree, as far as known.
     pub(super) nodes: AtomicU64,
 }
@@ -71,6 +74,7 @@ impl<S: Storage> Head<S> {
             pending: PendingMap::default(),
             space,
             caches,
+            opened_root: Mutex::new(sb.root),
             sb: Mutex::new(sb),
             checkpointing: Monitor::new(false),
             unfinished: Mutex::new(None),
@@ -111,20 +115,18 @@ impl<S: Storage> Head<S> {
         self.space.set_node_reserve(nodes + nodes / 50 + 2 * u64::from(limits::MAX_TREE_HEIGHT));
     }
 
-    /// Serves growth of the file for ever; a background task.
+    /// Serves growth of the file until the layer is closed; a background task.
     pub async fn run_growth(&self) {
-        loop {
-            let run = self.space.growth_wanted().await;
+        while let Some(run) = self.space.growth_wanted().await {
             let done = self.allocate(run).await;
             self.space.grown(done);
         }
     }
 
-    /// Serves growth of the journal ring for ever; a background task.
+    /// Serves growth of the journal ring until the layer is closed; a background task.
     pub async fn run_ring_growth(&self) {
         let piece = blocks_for(limits::JOURNAL_RESERVE_BYTES);
-        loop {
-            let blocks = self.journal.ring_growth_wanted(piece).await;
+        while let Some(blocks) = self.journal.ring_growth_wanted(piece).await {
             let run = BlockRun { first: blocks.start, blocks: blocks.end.0 - blocks.start.0 };
             let done = self.allocate(run).await;
             self.journal.ring_grown(done.then_some(blocks.end));
@@ -145,7 +147,7 @@ impl<S: Storage> Head<S> {
         if self.space.stats().holes_known {
             return Ok(());
         }
-        let root = self.reader.root();
+        let root = *self.opened_root.lock();
         let (mut used, mut nodes, mut bad) = (Bitmap::default(), 0u64, None);
         self.reader
             .tree

@@ -84,6 +84,7 @@ struct State {
     growing: Option<BlockRun>,
     /// The last try to grow failed.
     full: bool,
+    closed: bool,
     evidence: Seq,
 }
 
@@ -137,6 +138,7 @@ impl Space {
             grow_wanted: false,
             growing: None,
             full: false,
+            closed: false,
             evidence: Seq(0),
         };
         Space { state: Monitor::new(state), readers }
@@ -237,9 +239,19 @@ impl Space {
     }
 
     /// Waits until growth is wanted; gives the blocks of the file to allocate on the host, to be answered with
-    /// [`Space::grown`].
-    pub async fn growth_wanted(&self) -> BlockRun {
-        self.state.wait(|s| s.grow_wanted.then(|| s.start_growth())).await
+    /// [`Space::grown`]. `None`: the space is closed.
+    pub async fn growth_wanted(&self) -> Option<BlockRun> {
+        self.state
+            .wait(|s| match s.closed {
+                true => Some(None),
+                false => s.grow_wanted.then(|| Some(s.start_growth())),
+            })
+            .await
+    }
+
+    /// Ends whoever serves growth: nothing is reserved any more.
+    pub fn close(&self) {
+        self.state.update(|s| s.closed = true);
     }
 
     /// The growth has been done, or the host has no space for it.

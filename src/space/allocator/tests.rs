@@ -41,7 +41,7 @@ fn nothing_below_the_old_top_is_used_before_the_holes_are_known() {
 fn growth_is_asked_for_and_answered() {
     let space = space(10, 10);
     assert_eq!(space.reserve(4), Reserve::Wait);
-    assert_eq!(now(space.growth_wanted()), Some(run(10, MIN_GROWTH)));
+    assert_eq!(now(space.growth_wanted()), Some(Some(run(10, MIN_GROWTH))));
     assert_eq!(now(space.growth_ended()), None);
     space.grown(true);
     assert_eq!(now(space.growth_ended()), Some(false));
@@ -54,7 +54,7 @@ fn a_full_host_is_tried_in_smaller_and_smaller_steps() {
     assert_eq!(space.reserve(4), Reserve::Wait);
     let mut steps = Vec::new();
     while now(space.growth_ended()).is_none() {
-        steps.push(now(space.growth_wanted()).unwrap().blocks);
+        steps.push(now(space.growth_wanted()).unwrap().unwrap().blocks);
         space.grown(false);
     }
     assert_eq!(steps, [256, 128, 64, 32, 16, 8, 4, 2, 1]);
@@ -86,7 +86,7 @@ fn a_punched_piece_is_not_allocatable_until_it_is_backed_again() {
     let Reserve::Run(next) = space.reserve(1000) else { panic!("the rest is free") };
     assert_eq!(next, run(10 + PUNCH_PIECE, MIN_PUNCH - PUNCH_PIECE));
     assert_eq!(space.reserve(1), Reserve::Wait);
-    assert_eq!(now(space.growth_wanted()), Some(run(10, PUNCH_PIECE)), "the hole comes first");
+    assert_eq!(now(space.growth_wanted()), Some(Some(run(10, PUNCH_PIECE))), "the hole comes first");
     space.grown(true);
     assert_eq!(space.reserve(1), Reserve::Run(run(10, 1)));
 }

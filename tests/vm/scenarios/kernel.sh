@@ -1,6 +1,6 @@
 # shellcheck shell=dash
 # without cowdisk
-# limit: 60
+# limit: 90
 # The machine itself: this kernel has ublk, and the tools that the other scenarios trust work on an ordinary disk.
 # shellcheck source=lib.sh
 . /vm/lib.sh

@@ -1,5 +1,5 @@
 # shellcheck shell=dash
-# limit: 240
+# limit: 300
 # A disk from create to delete: an overlay on a raw base, a filesystem on it, flushes, discards, and a clean end.
 # shellcheck source=lib.sh
 . /vm/lib.sh

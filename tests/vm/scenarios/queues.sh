@@ -1,5 +1,5 @@
 # shellcheck shell=dash
-# limit: 200
+# limit: 240
 # Two queues, requests of all sizes down to a sector, directly on the disk.
 # shellcheck source=lib.sh
 . /vm/lib.sh

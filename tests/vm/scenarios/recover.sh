@@ -1,5 +1,5 @@
 # shellcheck shell=dash
-# limit: 240
+# limit: 300
 # The daemon dies by kill -9 under load, three times, and each time the next one takes the same device up.
 # shellcheck source=lib.sh
 . /vm/lib.sh

@@ -1,5 +1,5 @@
 # shellcheck shell=dash
-# limit: 150
+# limit: 200
 # SIGTERM ends the daemon cleanly: a device in use is left waiting for the next one, an unused one goes away.
 # shellcheck source=lib.sh
 . /vm/lib.sh

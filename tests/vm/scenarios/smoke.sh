@@ -1,5 +1,5 @@
 # shellcheck shell=dash
-# limit: 60
+# limit: 90
 # The kernel has ublk and the program starts.
 # shellcheck source=lib.sh
 . /vm/lib.sh

@@ -1,5 +1,5 @@
 # shellcheck shell=dash
-# limit: 150
+# limit: 200
 # What stop refuses, what it forces, and that it removes a device that waits for a server.
 # shellcheck source=lib.sh
 . /vm/lib.sh

@@ -1,0 +1,10 @@
+//! The engine on the simulated disk, crashed at every operation, judged by a model.
+//!
+//! Sequences of operations run on a small image; at the beginning and end of every storage operation the disk is
+//! crashed (death of the process, loss of power, and one after the other), recovered, and compared with what the
+//! promises of the design allow. Every failure names the seed and the operation index that reproduce it.
+
+mod explore;
+mod oracle;
+mod sequences;
+mod world;

@@ -1,0 +1,180 @@
+//! An image on a simulated disk, and the operations that workloads are made of.
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use cowdisk::chain::{Access, Image, ImageQueue, OpenOptions, describe_raw, hints_between, open_chain};
+use cowdisk::device::{Errno, Queue};
+use cowdisk::format::{Holder, Parent};
+use cowdisk::layer::{Finish, NewLayer, create};
+use cowdisk::limits::MIN_JOURNAL_BYTES;
+use cowdisk::storage::sim::{Executor, JoinHandle, SimDisk, spawn};
+use cowdisk::storage::{IoBuf, Storage};
+
+use crate::oracle::{History, SECTOR, base_stamp, stamp};
+
+pub const IMAGE: &str = "/d/vm.cow";
+const BASE: &str = "/d/base.raw";
+
+/// What an image is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    pub sectors: usize,
+    /// Sectors of the raw base; 0: none.
+    pub base: usize,
+}
+
+/// One operation of a workload; positions in sectors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Op {
+    Write { first: usize, sectors: usize, fua: bool },
+    Discard { first: usize, sectors: usize },
+    Zero { first: usize, sectors: usize, unmap: bool },
+    Read { first: usize, sectors: usize },
+    Flush,
+    Checkpoint,
+    Tick,
+}
+
+fn holder() -> Holder {
+    Holder { pid: 1, host: "sim".into(), socket: String::new() }
+}
+
+fn options() -> OpenOptions {
+    OpenOptions { alive: |_| false, cache_bytes: 1 << 20, ..OpenOptions::new(Access::Write(holder())) }
+}
+
+/// Makes base and image; everything durable.
+pub fn make(disk: &SimDisk, setup: Setup) {
+    let bytes: Vec<u8> = (0..setup.base).flat_map(base_stamp).collect();
+    if setup.base > 0 {
+        disk.put_file(BASE, &bytes);
+    }
+    let storage = disk.clone();
+    Executor::new(disk, 0).block_on(async move {
+        let parent = match setup.base {
+            0 => Parent::None,
+            _ => {
+                let hints = hints_between(Path::new(IMAGE), Path::new(BASE));
+                describe_raw(&storage, Path::new(BASE), hints).await.unwrap().0
+            }
+        };
+        let new = NewLayer {
+            journal: MIN_JOURNAL_BYTES,
+            parent,
+            ..NewLayer::empty((setup.sectors * SECTOR) as u64)
+        };
+        create(&storage, Path::new(IMAGE), &new).await.unwrap();
+        storage.sync_dir(Path::new("/d")).unwrap();
+    });
+}
+
+/// An open image with its queues and background tasks, inside an executor's task.
+pub struct World {
+    pub image: Arc<Image<SimDisk>>,
+    pub queues: Vec<Rc<ImageQueue<SimDisk>>>,
+    pub history: Rc<RefCell<History>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl World {
+    /// Opens the image (recovering it) and starts what runs beside the requests.
+    pub async fn open(
+        disk: &SimDisk,
+        queues: usize,
+        history: Rc<RefCell<History>>,
+    ) -> cowdisk::Result<World> {
+        let (image, _) = open_chain(disk, Path::new(IMAGE), &options()).await?;
+        let image = Arc::new(image);
+        let (a, b, c, d) = (image.clone(), image.clone(), image.clone(), image.clone());
+        let mut tasks = vec![
+            spawn(async move { a.run_checkpoints().await }),
+            spawn(async move { b.run_growth().await }),
+            spawn(async move { c.run_ring_growth().await }),
+            spawn(async move { d.find_holes().await.unwrap() }),
+        ];
+        let queues: Vec<_> = (0..queues).map(|_| ImageQueue::new(image.clone())).collect();
+        for queue in &queues {
+            tasks.extend((0..4).map(|_| spawn(queue.clone().runner())));
+        }
+        Ok(World { image, queues, history, tasks })
+    }
+
+    /// Does one operation on queue `queue`; panics with a description if an answer is wrong.
+    pub async fn run(&self, queue: usize, op: Op) {
+        let q = &self.queues[queue % self.queues.len()];
+        match op {
+            Op::Write { first, sectors, fua } => self.write(q, first, sectors, fua).await,
+            Op::Discard { first, sectors } => {
+                let id = self.history.borrow_mut().issue(first, sectors, true, true);
+                let done = q.discard((first * SECTOR) as u64, (sectors * SECTOR) as u64, false).await;
+                self.answered(id, done, false);
+            }
+            Op::Zero { first, sectors, unmap } => {
+                let id = self.history.borrow_mut().issue(first, sectors, true, true);
+                let done =
+                    q.write_zeroes((first * SECTOR) as u64, (sectors * SECTOR) as u64, unmap, false).await;
+                self.answered(id, done, false);
+            }
+            Op::Read { first, sectors } => {
+                let issued = self.history.borrow_mut().tick();
+                let buf = IoBuf::zeroed(sectors * SECTOR);
+                q.read((first * SECTOR) as u64, buf.clone()).await.unwrap();
+                let judged = self.history.borrow().judge_read(first, &buf.to_vec(), issued);
+                judged.unwrap_or_else(|e| panic!("read: {e}"));
+            }
+            Op::Flush => {
+                let issued = self.history.borrow_mut().tick();
+                if q.flush().await.is_ok() {
+                    self.history.borrow_mut().flushed(issued);
+                }
+            }
+            Op::Checkpoint => {
+                let head = self.image.head.as_ref().unwrap();
+                // Fails only when the layer is poisoned, which the requests report.
+                let _ = head.checkpoint(Finish::Running).await;
+            }
+            Op::Tick => {
+                let _ = self.image.tick().await;
+            }
+        }
+    }
+
+    async fn write(&self, q: &ImageQueue<SimDisk>, first: usize, sectors: usize, fua: bool) {
+        let id = self.history.borrow_mut().issue(first, sectors, false, false);
+        let bytes: Vec<u8> = (first..first + sectors).flat_map(|s| stamp(s, id)).collect();
+        let done = q.write((first * SECTOR) as u64, IoBuf::from_slice(&bytes), fua).await;
+        self.answered(id, done, fua);
+    }
+
+    fn answered(&self, id: usize, done: Result<(), Errno>, fua: bool) {
+        let mut history = self.history.borrow_mut();
+        match done {
+            Ok(()) => history.ack(id, fua),
+            Err(_) => {
+                history.tick();
+                history.changes[id].failed = true;
+            }
+        }
+    }
+
+    /// The whole disk.
+    pub async fn read_all(&self) -> Result<Vec<u8>, Errno> {
+        let sectors = self.history.borrow().sectors;
+        let buf = IoBuf::zeroed(sectors * SECTOR);
+        self.queues[0].read(0, buf.clone()).await?;
+        Ok(buf.to_vec())
+    }
+
+    /// Ends the requests' side and closes the image.
+    pub async fn close(self) -> cowdisk::Result<()> {
+        self.queues.iter().for_each(|q| q.close());
+        self.image.close().await?;
+        for task in self.tasks {
+            task.await;
+        }
+        Ok(())
+    }
+}
