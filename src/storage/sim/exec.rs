@@ -18,6 +18,9 @@ use super::rng::Rng;
 /// Polls in a row, without any operation in flight, after which tasks are taken to wake each other for ever.
 const MAX_IDLE_POLLS: u64 = 10_000_000;
 
+/// One time out of so many, the straggler may end although something else could happen.
+const RELEASE: u64 = 512;
+
 /// Runs tasks, and completes the operations of a disk, in an order drawn from a seed. Dropping it drops its
 /// tasks, as the death of a process does; what is in flight on the disk stays so.
 pub struct Executor {
@@ -290,7 +293,13 @@ impl Inner {
         let mut rng = self.rng.borrow_mut();
         let mut ready = self.ready.lock();
         let in_flight = self.disk.in_flight();
-        if !ready.is_empty() && (in_flight == 0 || rng.chance(self.habits.tasks_first, 8)) {
+        let tasks_first = match in_flight {
+            0 => true,
+            // Only the straggler can end, and it would rather not.
+            1 if self.straggler_at().is_some() => !rng.chance(1, RELEASE),
+            _ => rng.chance(self.habits.tasks_first, 8),
+        };
+        if !ready.is_empty() && tasks_first {
             let picked = self.habits.task.from(ready.len(), &mut rng);
             return Next::Poll(ready.remove(picked));
         }
@@ -300,11 +309,15 @@ impl Inner {
         Next::Complete(self.pick_op(in_flight, &mut rng))
     }
 
+    /// Where the straggler is among the operations in flight.
+    fn straggler_at(&self) -> Option<usize> {
+        self.straggler.get().and_then(|index| self.disk.position(index))
+    }
+
     /// One of the operations in flight: not the straggler, unless it is alone or released.
     fn pick_op(&self, in_flight: usize, rng: &mut Rng) -> usize {
-        let straggler = self.straggler.get().and_then(|index| self.disk.position(index));
-        match straggler {
-            Some(held) if in_flight > 1 && !rng.chance(1, 64) => {
+        match self.straggler_at() {
+            Some(held) if in_flight > 1 && !rng.chance(1, RELEASE) => {
                 let picked = self.habits.op.from(in_flight - 1, rng);
                 return picked + usize::from(picked >= held);
             }

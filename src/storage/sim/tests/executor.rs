@@ -56,6 +56,35 @@ fn operations_end_in_every_order() {
     assert_eq!(orders.len(), 24);
 }
 
+/// The most operations that were issued while one was in flight.
+fn overtaken(seed: u64) -> u64 {
+    let (disk, file) = disk_with_file();
+    let most = Rc::new(Cell::new(0));
+    let longest = most.clone();
+    disk.set_hook(Some(Box::new(move |disk, event| {
+        if event.when == When::Completion {
+            longest.set(longest.get().max(disk.ops() - event.index));
+        }
+    })));
+    let executor = Executor::new(&disk, seed);
+    for _ in 0..3 {
+        let file = file.clone();
+        executor.spawn(async move {
+            for _ in 0..100 {
+                file.sync_data().await.result.unwrap();
+            }
+        });
+    }
+    executor.run_until_idle();
+    most.get()
+}
+
+#[test]
+fn some_operations_take_very_long() {
+    let long = SEEDS.filter(|seed| overtaken(*seed) > 100).count();
+    assert!(long > 100, "only in {long} of 400 runs");
+}
+
 #[test]
 fn overlapping_writes_end_with_either() {
     let results: BTreeSet<u8> = SEEDS

@@ -219,6 +219,18 @@ fn the_budget_counts_allocated_pages_of_all_files() {
 }
 
 #[test]
+fn a_failed_write_does_not_take_space_that_is_not_there() {
+    for seed in SEEDS {
+        let disk = SimDisk::new(seed);
+        disk.put_file(FILE, &[1; 4096]);
+        let file = open(&disk, FILE);
+        inject(&disk, 1, FaultKind::Enospc, false, None);
+        disk.block_on(file.write(bytes(2, 8192), 0)).result.unwrap_err();
+        assert_eq!(file.meta().unwrap().allocated, 4096, "seed {seed}");
+    }
+}
+
+#[test]
 fn an_allocation_reserves_what_later_writes_need() {
     let (disk, file) = disk_with_file();
     budget(&disk, 16 * 4096);

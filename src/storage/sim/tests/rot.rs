@@ -1,5 +1,7 @@
 //! Bit rot is there at once, stays, and hits nothing else.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::storage::sim::Crash;
 
@@ -66,6 +68,8 @@ fn rot_under_a_dirty_sector_is_what_the_sync_writes() {
     write(&disk, &file, 0, 9, 512);
     disk.flip_bit(FILE, 0);
     assert_eq!(disk.read_file(FILE).unwrap()[0], 8);
+    let after = |seed| disk.crash_with(Crash::PowerLoss, seed, PURE).read_file(FILE).unwrap()[0];
+    assert_eq!(SEEDS.map(after).collect::<BTreeSet<u8>>(), BTreeSet::from([1, 9]), "the medium was not hit");
     sync(&disk, &file);
     assert_eq!(firsts(&disk), [8, 2, 3, 4]);
 }
