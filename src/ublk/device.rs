@@ -131,6 +131,12 @@ impl Device {
         self.attach_threads()?;
         self.control.get_mut().start(id)?;
         self.node = node::wait_for_disk(id)?;
+        // QUIESCE came right after the driver learned to notice the death of its server by itself.
+        if self.outlives_its_server() && !self.features().has(flag::QUIESCE) {
+            let result = node::shorten_timeout(id);
+            self.warnings
+                .extend(result.err().map(|e| format!("io_timeout: {e}: recovery may take 30 seconds")));
+        }
         Ok(())
     }
 
