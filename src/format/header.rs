@@ -124,6 +124,9 @@ impl Header {
                 header.address.0, address.0
             ));
         }
+        if header.level != 0 && magic != Magic::Node {
+            return fail(format!("level {}", header.level));
+        }
         let used = header.length as usize;
         let Some(body) = block.get(HEADER_BYTES..used) else {
             return fail(format!("length {used} is out of range"));

@@ -14,7 +14,7 @@ pub use header::{HEADER_BYTES, Header, Magic};
 pub use ids::{DiskId, LayerId};
 pub use node::{
     Child, INNER_CAPACITY, InnerNode, LEAF_BODY_BYTES, LEAF_CRC_BYTES, LEAF_EXTENT_BYTES, LeafExtent,
-    LeafNode, MAX_EXTENT_BLOCKS, MAX_LEAF_START,
+    LeafNode, MAX_EXTENT_BLOCKS, MAX_LEAF_START, MAX_ZERO_BLOCKS,
 };
 pub use record::{
     JOURNAL_HEADER_BYTES, JournalBlock, RECORD_CRC_BYTES, RECORD_EXTENT_BYTES, RECORD_FIXED_BYTES,
@@ -22,7 +22,7 @@ pub use record::{
 };
 pub use superblock::{
     Area, ChecksumKind, FEATURES_COMPAT, FEATURES_INCOMPAT, FEATURES_RO_COMPAT, ForeignFormat, Holder,
-    Parent, PathHints, Sealed, Superblock, TreeRoot,
+    Parent, PathHints, Sealed, Superblock, TreeRoot, valid_snapshot_name,
 };
 
 use crate::units::PBlock;
@@ -55,6 +55,10 @@ impl PackedPlace {
             Place::Zero => PackedPlace(KIND_ZERO << KIND_SHIFT),
         }
     }
+    /// What a leaf's zero extent keeps in the address that it does not need; 0 of any other place.
+    fn zero_payload(self) -> u64 {
+        if self.0 >> KIND_SHIFT == KIND_ZERO { self.0 & 0xffff } else { 0 }
+    }
     /// None: an unknown kind, an address out of range, or a zero extent with an address.
     fn unpack(self) -> Option<Place> {
         let pblock = self.0 & ((1 << KIND_SHIFT) - 1);
@@ -65,3 +69,10 @@ impl PackedPlace {
         }
     }
 }
+
+/// True if `blocks` blocks from `first` on lie behind the superblock slots and within the largest file.
+fn in_file(first: PBlock, blocks: u32) -> bool {
+    let end = first.0.checked_add(u64::from(blocks));
+    first.0 >= 2 && end.is_some_and(|end| end <= crate::limits::MAX_FILE_BLOCKS)
+}
+

@@ -3,9 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::header::{HEADER_BYTES, Header, Magic, empty_block};
-use super::{LayerId, PackedPlace, Place, codec};
+use super::{LayerId, PackedPlace, Place, codec, in_file};
 use crate::error::{Error, Result};
-use crate::limits::MAX_FILE_BLOCKS;
 use crate::units::{BLOCK_SIZE, PBlock, VBlock};
 
 /// Bytes of a leaf's body that extents and checksums share.
@@ -16,8 +15,10 @@ pub const LEAF_EXTENT_BYTES: usize = 14;
 pub const LEAF_CRC_BYTES: usize = 4;
 /// Children of an inner node: 8 bytes of length, then 20 each.
 pub const INNER_CAPACITY: usize = (BLOCK_SIZE - HEADER_BYTES - 8) / 20;
-/// Largest extent of a leaf, in blocks.
+/// Largest data extent of a leaf, in blocks.
 pub const MAX_EXTENT_BLOCKS: u32 = u16::MAX as u32;
+/// Largest zero extent of a leaf, in blocks: a discard of terabytes is one extent.
+pub const MAX_ZERO_BLOCKS: u32 = u32::MAX;
 /// Largest distance of an extent's first block from the leaf's base.
 pub const MAX_LEAF_START: u64 = u32::MAX as u64;
 
@@ -26,7 +27,7 @@ pub const MAX_LEAF_START: u64 = u32::MAX as u64;
 pub struct LeafExtent {
     /// First block of the disk.
     pub vblock: VBlock,
-    /// Number of blocks, `1..=MAX_EXTENT_BLOCKS`.
+    /// Number of blocks, `1..=`[`MAX_EXTENT_BLOCKS`] of data, `1..=`[`MAX_ZERO_BLOCKS`] of zeros.
     pub blocks: u32,
     /// Where the content is.
     pub place: Place,
@@ -37,8 +38,34 @@ pub struct LeafExtent {
 #[derive(Serialize, Deserialize)]
 struct StoredExtent {
     start: u32,
+    /// Of a zero extent the low half; the high half stands in the unused address of its place.
     blocks: u16,
     place: PackedPlace,
+}
+
+impl StoredExtent {
+    fn pack(e: &LeafExtent, base: VBlock) -> StoredExtent {
+        let start = u32::try_from(e.vblock.0 - base.0).expect("bounded by the builder");
+        let place = PackedPlace::pack(e.place);
+        match e.place {
+            Place::Data(_) => StoredExtent {
+                start,
+                blocks: u16::try_from(e.blocks).expect("bounded by the builder"),
+                place,
+            },
+            Place::Zero => {
+                let high = u64::from(e.blocks >> 16);
+                StoredExtent { start, blocks: e.blocks as u16, place: PackedPlace(place.0 | high) }
+            }
+        }
+    }
+
+    /// Place and number of blocks.
+    fn unpack(&self) -> Option<(Place, u32)> {
+        let high = self.place.zero_payload();
+        let place = PackedPlace(self.place.0 - high).unpack()?;
+        Some((place, (high as u32) << 16 | u32::from(self.blocks)))
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -82,11 +109,7 @@ impl LeafNode {
     /// If it holds more than fits: the tree builder bounds it.
     pub fn encode(&self, layer: LayerId, address: PBlock, generation: u64) -> (Box<[u8; BLOCK_SIZE]>, u32) {
         let base = self.extents.first().map_or(VBlock(0), |e| e.vblock);
-        let stored = |e: &LeafExtent| StoredExtent {
-            start: u32::try_from(e.vblock.0 - base.0).expect("bounded by the builder"),
-            blocks: u16::try_from(e.blocks).expect("bounded by the builder"),
-            place: PackedPlace::pack(e.place),
-        };
+        let stored = |e| StoredExtent::pack(e, base);
         let body =
             LeafBody { base, extents: self.extents.iter().map(stored).collect(), crcs: self.crcs.clone() };
         seal(&body, layer, address, generation, 0)
@@ -104,11 +127,15 @@ impl LeafNode {
             return Err(bad(format!("level {} where a leaf belongs", header.level)));
         }
         let stored: LeafBody = codec::decode(body, "tree node").map_err(|e| e.offset(address.pos()))?;
+        // A leaf of its own range with an extent in it cannot stand in two places of one tree.
+        if stored.extents.first().is_none_or(|e| e.start != 0) {
+            return Err(bad("it has no extent at its base".into()));
+        }
         let mut node = LeafNode { extents: Vec::with_capacity(stored.extents.len()), crcs: stored.crcs };
         let (mut next, mut crcs) = (range.start.0, 0u32);
         for (i, e) in stored.extents.iter().enumerate() {
-            let place = e.place.unpack().ok_or_else(|| bad(format!("extent {i}: place {:#x}", e.place.0)))?;
-            let blocks = u32::from(e.blocks);
+            let unpacked = e.unpack().ok_or_else(|| bad(format!("extent {i}: place {:#x}", e.place.0)))?;
+            let (place, blocks) = unpacked;
             let first = stored.base.0.checked_add(u64::from(e.start)).filter(|&f| f >= next);
             let end = first.and_then(|f| f.checked_add(u64::from(blocks))).filter(|&end| end <= range.end.0);
             let (Some(first), Some(end), 1..) = (first, end, blocks) else {
@@ -117,7 +144,7 @@ impl LeafNode {
             node.extents.push(LeafExtent { vblock: VBlock(first), blocks, place, crc_index: crcs });
             if let Place::Data(pblock) = place {
                 crcs += blocks;
-                if pblock.0 < 2 || pblock.0 + u64::from(blocks) > MAX_FILE_BLOCKS {
+                if !in_file(pblock, blocks) {
                     return Err(bad(format!("extent {i}: block {} is outside of the block area", pblock.0)));
                 }
             }
@@ -169,7 +196,7 @@ impl InnerNode {
                     child.first.0
                 )));
             }
-            if child.pblock.0 < 2 || child.pblock.0 >= MAX_FILE_BLOCKS || child.pblock == address {
+            if !in_file(child.pblock, 1) || child.pblock == address {
                 return Err(bad(format!("child {i}: block {} is outside of the block area", child.pblock.0)));
             }
             low = child.first.plus(1);

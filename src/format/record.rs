@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::header::{HEADER_BYTES, Header, Magic};
-use super::{LayerId, PackedPlace, Place, codec};
+use super::{LayerId, PackedPlace, Place, codec, in_file};
 use crate::error::Result;
 use crate::limits;
 use crate::units::{BLOCK_SIZE, PBlock, Seq, VBlock};
@@ -101,7 +101,7 @@ pub struct RecordRef<'a> {
     pub seq: Seq,
     /// Known durable when it was formed.
     pub durable: Seq,
-    /// Lower numbers that were not settled when it was formed, as distances from `seq`, ascending.
+    /// Lower numbers that were not settled when it was formed, as distances from `seq`, strictly ascending.
     pub unsettled: &'a [u32],
     /// What it maps.
     pub extents: &'a [RecordExtent],
@@ -189,14 +189,18 @@ fn decode_one(bytes: &[u8], salt: Salt) -> Option<(Record, usize)> {
         }
         if let Place::Data(pblock) = place {
             data_blocks += u64::from(e.blocks);
-            pblock.0.checked_add(u64::from(e.blocks)).filter(|&end| end <= limits::MAX_FILE_BLOCKS)?;
+            if !in_file(pblock, e.blocks) {
+                return None;
+            }
         }
         extents.push(RecordExtent { vblock: e.vblock, place, blocks: e.blocks });
     }
     if crcs.len() as u64 != data_blocks
         || durable >= seq
         || unsettled.len() > limits::MAX_UNSETTLED
-        || unsettled.iter().any(|&d| d == 0 || u64::from(d) > seq.0)
+        || !unsettled.is_sorted_by(|a, b| a < b)
+        || unsettled.first().is_some_and(|&d| d == 0)
+        || unsettled.last().is_some_and(|&d| u64::from(d) >= seq.0)
     {
         return None;
     }

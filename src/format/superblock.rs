@@ -182,8 +182,11 @@ impl Superblock {
     /// The block for slot `self.generation % 2`.
     ///
     /// # Errors
-    /// [`Kind::BadName`] if paths and names together do not fit a block.
+    /// [`Kind::BadName`] if a path or name cannot be stored, or all together do not fit a block; `Corrupt` if
+    /// [`Superblock::decode`] would refuse it, so that such a one never reaches a disk.
     pub fn encode(&self) -> Result<Box<[u8; BLOCK_SIZE]>> {
+        self.check_texts().map_err(|what| Error::new(Kind::BadName, format!("superblock: {what}")))?;
+        self.check()?;
         let mut block = empty_block();
         let body = codec::encode(self, &mut block[HEADER_BYTES..]);
         let used =
@@ -280,8 +283,14 @@ impl Superblock {
                 return Err("parent path is too long or holds a zero byte".into());
             }
         }
-        if self.sealed.as_ref().is_some_and(|s| s.name.len() > limits::MAX_NAME_BYTES) {
-            return Err("snapshot name is too long".into());
+        if let Some(sealed) = &self.sealed
+            && !sealed.name.is_empty()
+            && !valid_snapshot_name(&sealed.name)
+        {
+            return Err(format!(
+                "snapshot name {:?} is too long or has characters that are not allowed",
+                sealed.name
+            ));
         }
         let long = |text: &String| text.len() > limits::MAX_HOLDER_BYTES;
         if self.holder.as_ref().is_some_and(|h| long(&h.host) || long(&h.socket)) {
@@ -334,6 +343,14 @@ impl Superblock {
     pub fn virtual_blocks(&self) -> u64 {
         blocks_for(self.virtual_size)
     }
+}
+
+/// True if a snapshot may be called `name`: it is part of a file's name and of `IMAGE@NAME`.
+pub fn valid_snapshot_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= limits::MAX_NAME_BYTES
+        && !name.starts_with(['.', '-', '~'])
+        && !name.chars().any(|c| c == '/' || c == '@' || c.is_control())
 }
 
 fn check_features(body: &[u8]) -> Result<()> {

@@ -13,7 +13,7 @@ use super::tree::{END, Tree, leaf_crcs};
 use crate::error::{Error, Kind, Result};
 use crate::format::{
     Child, INNER_CAPACITY, InnerNode, LEAF_BODY_BYTES, LEAF_CRC_BYTES, LEAF_EXTENT_BYTES, LeafExtent,
-    LeafNode, MAX_EXTENT_BLOCKS, MAX_LEAF_START, Place, TreeRoot,
+    LeafNode, MAX_EXTENT_BLOCKS, MAX_LEAF_START, MAX_ZERO_BLOCKS, Place, TreeRoot,
 };
 use crate::limits::MAX_TREE_HEIGHT;
 use crate::storage::File;
@@ -244,8 +244,9 @@ impl<F: File, S: NodeSink> Builder<'_, F, S> {
     fn free(&mut self, pblock: PBlock, blocks: u32) {
         if let Some(last) = self.built.freed.last_mut()
             && last.pblock.plus(u64::from(last.blocks)) == pblock
+            && let Some(sum) = last.blocks.checked_add(blocks)
         {
-            last.blocks += blocks;
+            last.blocks = sum;
             return;
         }
         self.built.freed.push(Freed { pblock, blocks, by: self.by });
@@ -343,7 +344,7 @@ impl LeafGroup {
     /// Adds a piece behind the others, joined with the last one where they are neighbours in both spaces.
     fn push(&mut self, mut piece: Piece<'_>) {
         if let Some(last) = self.extents.last_mut() {
-            let room = u64::from(MAX_EXTENT_BLOCKS - last.blocks).min(piece.blocks);
+            let room = u64::from(most(last.place).saturating_sub(last.blocks)).min(piece.blocks);
             let joins = last.vblock.plus(u64::from(last.blocks)) == piece.vblock
                 && match (last.place, piece.place) {
                     (Place::Zero, Place::Zero) => true,
@@ -360,7 +361,7 @@ impl LeafGroup {
             }
         }
         while piece.blocks > 0 {
-            let blocks = piece.blocks.min(u64::from(MAX_EXTENT_BLOCKS));
+            let blocks = piece.blocks.min(u64::from(most(piece.place)));
             let crc_index = self.crcs.len() as u32;
             self.extents.push(LeafExtent {
                 vblock: piece.vblock,
@@ -446,6 +447,14 @@ impl InnerGroup {
         let at = self.children.partition_point(|c| c.first < *first);
         let removed = edit.removed.len();
         self.children.splice(at..(at + removed).min(self.children.len()), edit.added);
+    }
+}
+
+/// Blocks of the largest extent of a kind.
+fn most(place: Place) -> u32 {
+    match place {
+        Place::Data(_) => MAX_EXTENT_BLOCKS,
+        Place::Zero => MAX_ZERO_BLOCKS,
     }
 }
 
