@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::image::Image;
-use crate::error::Result;
+use crate::error::{Kind, Result};
+use crate::layer::Finish;
 use crate::storage::Storage;
 
 /// Ticks without a write before the image counts as idle.
@@ -46,7 +47,11 @@ impl<S: Storage> Image<S> {
             head.punch(live.max(KEEP_FREE), PUNCH_BUSY).await;
             return Ok(());
         }
-        head.checkpoint(crate::layer::Finish::Running).await?;
+        match head.checkpoint(Finish::Running).await {
+            // The requests that need the space are told.
+            Err(e) if e.kind() == Kind::NoSpace => {}
+            other => other?,
+        }
         head.space.release(head.journal.evidence());
         head.punch(0, PUNCH_IDLE).await;
         Ok(())

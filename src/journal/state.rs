@@ -55,6 +55,8 @@ pub(super) struct State {
     pub(super) evidence: Seq,
     pub(super) poisoned: Option<String>,
     pub(super) checkpoint_wanted: bool,
+    /// Checkpoints that broke off for want of space.
+    pub(super) broken_off: u64,
 }
 
 /// The one fdatasync that may run.
@@ -94,6 +96,11 @@ impl Ring {
     fn available(&self) -> usize {
         let unreserved = (self.unreserved.end - self.unreserved.start) as usize;
         if self.capped { self.total - unreserved } else { self.total }
+    }
+
+    /// Nothing is free, and only a checkpoint can change that.
+    fn is_stuck(&self) -> bool {
+        self.free.is_empty() && (self.unreserved.is_empty() || self.capped)
     }
 
     /// Half of what there is has been used since the last freeze.
@@ -166,6 +173,7 @@ impl<F> Journal<F> {
             evidence: start.cut,
             poisoned: None,
             checkpoint_wanted: false,
+            broken_off: 0,
         };
         let salt = Salt::new(start.layer, start.epoch);
         Journal { file, layer: start.layer, epoch: start.epoch, salt, state: Monitor::new(state) }
@@ -227,18 +235,29 @@ impl<F> Journal<F> {
     }
 
     /// Waits until a record may be formable again.
-    pub async fn room(&self) {
-        let stuck =
-            self.state.with(|s| s.ring.free.is_empty() && (s.ring.unreserved.is_empty() || s.ring.capped));
+    ///
+    /// # Errors
+    /// `NoSpace`: the ring is full, and the checkpoint that would free it found no space.
+    pub async fn room(&self) -> Result<()> {
+        let (stuck, broken_off) = self.state.with(|s| (s.ring.is_stuck(), s.broken_off));
         if stuck {
             self.want_checkpoint();
         }
         self.state
             .wait(|s| {
                 let room = !s.ring.free.is_empty() && s.unsettled.len() < crate::limits::MAX_UNSETTLED;
-                (room || s.poisoned.is_some()).then_some(())
+                if room || s.poisoned.is_some() {
+                    return Some(Ok(()));
+                }
+                let full = s.ring.is_stuck() && s.broken_off > broken_off;
+                full.then(|| Err(Error::new(Kind::NoSpace, "the host has no space for a checkpoint")))
             })
-            .await;
+            .await
+    }
+
+    /// A checkpoint broke off for want of space.
+    pub fn checkpoint_broke_off(&self) {
+        self.state.update(|s| s.broken_off += 1);
     }
 
     /// Asks for a checkpoint.

@@ -281,7 +281,7 @@ impl<S: Storage> Head<S> {
                 }
                 Err((NotFormed::RingFull | NotFormed::TooMany, back)) => vecs = back,
             }
-            self.journal.room().await;
+            self.journal.room().await?;
         }
     }
 

@@ -87,6 +87,7 @@ impl<S: Storage> Head<S> {
         let result = self.fold(freeze, &old, finish).await;
         if result.as_ref().is_err_and(|e| e.kind() == Kind::NoSpace) {
             *self.unfinished.lock() = Some(freeze);
+            self.journal.checkpoint_broke_off();
         }
         result.map_err(|e| e.at(self.path()))
     }
@@ -172,8 +173,8 @@ impl<S: Storage> Head<S> {
         while self.journal.checkpoint_wanted().await {
             match self.checkpoint(Finish::Running).await {
                 Ok(()) => {}
-                // Whoever needs space has been told; the next wish tries again.
-                Err(e) if e.kind() == Kind::NoSpace => self.storage.pause(Duration::from_millis(50)).await,
+                // Whoever waits for it gets ENOSPC; the next wish tries again.
+                Err(e) if e.kind() == Kind::NoSpace => {}
                 Err(_) => return,
             }
         }

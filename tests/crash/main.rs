@@ -5,6 +5,7 @@
 //! promises of the design allow. Every failure names the seed and the operation index that reproduce it.
 
 mod explore;
+mod faults;
 mod oracle;
 mod sequences;
 mod world;

@@ -102,7 +102,7 @@ fn run_random(setup: Setup, seed: u64, tasks: usize, ops: usize, effort: Effort)
     explorer.counts()
 }
 
-fn random_op(rng: &mut Rng, setup: Setup) -> Op {
+pub fn random_op(rng: &mut Rng, setup: Setup) -> Op {
     let any = |rng: &mut Rng| {
         let first = rng.index(setup.sectors - 1);
         (first, 1 + rng.index((setup.sectors - first).min(40)))
