@@ -138,7 +138,7 @@ impl Header {
     }
 }
 
-fn checksum(magic: Magic, block: &[u8]) -> u32 {
+pub(super) fn checksum(magic: Magic, block: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(magic.salt());
     hasher.update(block.get(CRC_END..).unwrap_or_default());
     hasher.finalize()

@@ -9,6 +9,8 @@ mod ids;
 mod node;
 mod record;
 mod superblock;
+#[cfg(feature = "sim")]
+pub mod testing;
 
 pub use header::{HEADER_BYTES, Header, Magic};
 pub use ids::{DiskId, LayerId};

@@ -39,7 +39,7 @@ impl Salt {
         Salt { crc: hasher.finalize() }
     }
 
-    fn checksum(self, body: &[u8]) -> u32 {
+    pub(super) fn checksum(self, body: &[u8]) -> u32 {
         let mut hasher = crc32fast::Hasher::new_with_initial(self.crc);
         hasher.update(&(body.len() as u64).to_le_bytes());
         hasher.update(body);
