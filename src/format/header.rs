@@ -39,6 +39,13 @@ impl Magic {
             Magic::Journal => "journal block",
         }
     }
+    /// Bytes that the checksum seals: a whole block, or of a journal block the part in front of the records.
+    const fn sealed_bytes(self) -> usize {
+        match self {
+            Magic::Superblock | Magic::Node => BLOCK_SIZE,
+            Magic::Journal => HEADER_BYTES + 8,
+        }
+    }
     /// What every checksum of this kind starts from, so that no structure passes for another.
     fn salt(self) -> u32 {
         crc32fast::hash(match self {
@@ -103,9 +110,11 @@ impl Header {
     pub(super) fn open(magic: Magic, block: &[u8], address: PBlock) -> Result<(Header, &[u8])> {
         let name = magic.name();
         let at = |e: Error| e.offset(address.pos());
-        let head = block.get(..HEADER_BYTES).ok_or_else(|| at(Error::corrupt(format!("{name}: cut off"))))?;
-        let header: Header = codec::decode(head, name).map_err(at)?;
         let fail = |what: String| Err(at(Error::corrupt(format!("{name}: {what}"))));
+        let Some(head) = block.get(..HEADER_BYTES).filter(|_| block.len() == magic.sealed_bytes()) else {
+            return fail("cut off".into());
+        };
+        let header: Header = codec::decode(head, name).map_err(at)?;
         if header.magic != magic.bytes() {
             return fail(format!("magic is {:02x?}, not {:02x?}", header.magic, magic.bytes()));
         }

@@ -77,3 +77,6 @@ fn in_file(first: PBlock, blocks: u32) -> bool {
     let end = first.0.checked_add(u64::from(blocks));
     first.0 >= 2 && end.is_some_and(|end| end <= crate::limits::MAX_FILE_BLOCKS)
 }
+
+#[cfg(test)]
+mod tests;
