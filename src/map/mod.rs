@@ -12,3 +12,6 @@ pub use nodes::{LayerTag, Node, NodeCache};
 pub use pending::{Change, Freed, Mapped, PendingMap, Slot};
 pub use spans::{Run, RunSource, SpanCache, SpanRuns};
 pub use tree::{Tree, Visit};
+
+#[cfg(test)]
+mod tests;

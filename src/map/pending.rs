@@ -73,6 +73,13 @@ pub struct Change {
     pub crcs: Vec<u32>,
 }
 
+impl Change {
+    /// The block behind the last one.
+    pub fn end(&self) -> VBlock {
+        self.vblock.plus(self.blocks)
+    }
+}
+
 const ZERO: u64 = u64::MAX;
 
 #[derive(Clone, Copy, Debug)]
@@ -117,8 +124,9 @@ impl PendingMap {
         &self.shards[(span % SHARDS as u64) as usize]
     }
 
-    /// Installs a data extent of record `seq`. What it replaces, or the extent itself where a higher number was
-    /// there first, is added to `freed`. Blocks that only the tree maps are freed by the checkpoint that takes
+    /// Installs a data extent of record `seq`; the extents of one record in their order, of which the later one
+    /// counts where they overlap. What it replaces, or the extent itself where a higher number was there first, is
+    /// added to `freed`. Blocks that only the tree maps are freed by the checkpoint that takes
     /// them out of the tree.
     pub fn install_data(
         &self,
@@ -187,7 +195,8 @@ impl PendingMap {
         } else {
             None
         };
-        let entries = shard.slots[slot.index()].entry(span).or_default();
+        let map = &mut shard.slots[slot.index()];
+        let entries = map.entry(span).or_default();
         let before = entries.len();
         for entry in new {
             if let Some(by) = zeroed.filter(|&z| z > entry.seq) {
@@ -204,38 +213,40 @@ impl PendingMap {
             }
         }
         self.counts[slot.index()].fetch_add(entries.len() - before, Ordering::Relaxed);
+        if entries.is_empty() {
+            map.remove(&span);
+        }
     }
 
-    /// Removes entries that a zero range of a higher number covers.
+    /// Removes entries that a zero range of a higher number covers, or of the same number: an extent in front of it
+    /// in the same record.
     fn drop_covered(&self, slot: Slot, seq: Seq, spans: &Range<u64>, freed: &mut Vec<Freed>) {
-        let mut prune = |entries: &mut Vec<Entry>| {
-            entries.retain(|e| {
-                if e.seq < seq {
-                    free(freed, e.pblock, seq);
-                }
-                e.seq >= seq
-            });
-        };
         let few = spans.end - spans.start < SHARDS as u64;
         let walk = if few { spans.clone() } else { 0..SHARDS as u64 };
         for at in walk {
             let mut shard = self.shard(at).lock();
             let map = &mut shard.slots[slot.index()];
-            let before: usize = map.values().map(Vec::len).sum();
+            let mut hit: SmallVec<[u64; 8]> = SmallVec::new();
             if few {
-                if let Some(entries) = map.get_mut(&at) {
-                    prune(entries);
-                }
+                hit.push(at);
             } else {
-                let mut hit: Vec<u64> = map.keys().copied().filter(|s| spans.contains(s)).collect();
+                hit.extend(map.keys().copied().filter(|s| spans.contains(s)));
                 hit.sort_unstable();
-                for span in hit {
-                    prune(map.get_mut(&span).expect("just listed"));
+            }
+            for span in hit {
+                let Some(entries) = map.get_mut(&span) else { continue };
+                let before = entries.len();
+                entries.retain(|e| {
+                    if e.seq <= seq {
+                        free(freed, e.pblock, seq);
+                    }
+                    e.seq > seq
+                });
+                self.counts[slot.index()].fetch_sub(before - entries.len(), Ordering::Relaxed);
+                if entries.is_empty() {
+                    map.remove(&span);
                 }
             }
-            map.retain(|_, entries| !entries.is_empty());
-            let after: usize = map.values().map(Vec::len).sum();
-            self.counts[slot.index()].fetch_sub(before - after, Ordering::Relaxed);
         }
     }
 
@@ -266,7 +277,8 @@ impl PendingMap {
         let mut all = true;
         for (cell, out) in best.iter().zip(out.iter_mut()) {
             *out = match (cell, zeroed) {
-                (Some(e), z) if z.is_none_or(|z| z < e.seq) && e.pblock != ZERO => {
+                // Of an equal number the entry came later in the record: the range removes what it finds.
+                (Some(e), z) if z.is_none_or(|z| z <= e.seq) && e.pblock != ZERO => {
                     Mapped::Data { pblock: PBlock(e.pblock), crc: e.crc }
                 }
                 (None, None) => {
@@ -329,14 +341,18 @@ impl PendingMap {
 
     /// Empties `slot`: its changes are in the tree.
     pub fn clear(&self, slot: Slot) {
+        {
+            // The ranges first: a lookup meanwhile finds an entry or asks the tree, both right. Without its entry it
+            // would find a range of a lower number.
+            let mut zeros = self.zeros.lock();
+            zeros[slot.index()].clear();
+            let any = !zeros.iter().all(ZeroRanges::is_empty);
+            self.any_zeros.store(any, Ordering::SeqCst);
+        }
         for shard in &self.shards {
             shard.lock().slots[slot.index()] = Spans::default();
         }
-        let mut zeros = self.zeros.lock();
-        zeros[slot.index()].clear();
         self.counts[slot.index()].store(0, Ordering::Relaxed);
-        let any = !zeros.iter().all(ZeroRanges::is_empty);
-        self.any_zeros.store(any, Ordering::SeqCst);
     }
 }
 

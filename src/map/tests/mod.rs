@@ -1,0 +1,3 @@
+//! The maps against simple models of them.
+
+mod pending;
