@@ -16,6 +16,7 @@ pub mod chain;
 pub mod device;
 pub mod format;
 pub mod nbd;
+pub mod ops;
 pub mod runtime;
 pub mod storage;
 pub mod ublk;

@@ -1,0 +1,3 @@
+//! What commands do to images: they return values and print nothing.
+
+pub mod process;

@@ -1,0 +1,48 @@
+//! Running the asynchronous engine from a command.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cowdisk::chain::{Access, Image, OpenOptions};
+use cowdisk::error::{Error, Result};
+use cowdisk::ops::process;
+use cowdisk::runtime::{RingOptions, Runtime, spawn};
+use cowdisk::storage::Storage;
+
+/// Runs `future` to its end on the calling thread.
+///
+/// # Errors
+/// The host has no io_uring, or what `future` says.
+pub(crate) fn run<T: 'static>(future: impl Future<Output = Result<T>> + 'static) -> Result<T> {
+    let runtime =
+        Runtime::new(RingOptions::default()).map_err(|e| Error::io("set up io_uring on this host", e))?;
+    runtime.block_on(future)
+}
+
+/// Opens that write nothing, and look for parents in `COWDISK_PATH` too.
+pub(crate) fn to_read() -> OpenOptions {
+    options(Access::Read { lock: true })
+}
+
+/// Opens for writing by this process.
+pub(crate) fn to_write() -> OpenOptions {
+    options(Access::Write(process::holder("")))
+}
+
+fn options(access: Access) -> OpenOptions {
+    OpenOptions { search: search(), alive: process::is_alive, ..OpenOptions::new(access) }
+}
+
+/// The directories of `COWDISK_PATH`.
+pub(crate) fn search() -> Vec<PathBuf> {
+    let path = std::env::var_os("COWDISK_PATH").unwrap_or_default();
+    std::env::split_paths(&path).filter(|p| !p.as_os_str().is_empty()).collect()
+}
+
+/// Starts what an image that is open for writing needs beside its requests.
+pub(crate) fn run_background<S: Storage>(image: &Arc<Image<S>>) {
+    let (growth, ring, checkpoints) = (image.clone(), image.clone(), image.clone());
+    drop(spawn(async move { growth.run_growth().await }));
+    drop(spawn(async move { ring.run_ring_growth().await }));
+    drop(spawn(async move { checkpoints.run_checkpoints().await }));
+}
