@@ -57,6 +57,8 @@ pub trait File: Clone + std::fmt::Debug + Send + Sync + 'static {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Tries to take (or change) the lock of the open file description; `false`: somebody else holds it.
     fn try_lock(&self, lock: Lock) -> io::Result<bool>;
+    /// True if another open file description holds a lock that excludes `lock`. Takes none.
+    fn is_locked(&self, lock: Lock) -> io::Result<bool>;
     /// Sets permission bits.
     fn set_mode(&self, mode: u32) -> io::Result<()>;
     /// Sets the owner.

@@ -108,14 +108,7 @@ impl File for UringFile {
     }
 
     fn try_lock(&self, lock: Lock) -> io::Result<bool> {
-        let kind = match lock {
-            Lock::Shared => libc::F_RDLCK,
-            Lock::Exclusive => libc::F_WRLCK,
-        };
-        // SAFETY: an all-zero flock is valid; it locks the whole file.
-        let mut range: libc::flock = unsafe { std::mem::zeroed() };
-        range.l_type = kind as libc::c_short;
-        range.l_whence = libc::SEEK_SET as libc::c_short;
+        let range = whole_file(lock);
         // SAFETY: the struct lives over the call. Open-file-description locks need l_pid = 0, as it is.
         if unsafe { libc::fcntl(self.fd(), libc::F_OFD_SETLK, &range) } == 0 {
             return Ok(true);
@@ -125,6 +118,15 @@ impl File for UringFile {
             Some(libc::EAGAIN | libc::EACCES) => Ok(false),
             _ => Err(error),
         }
+    }
+
+    fn is_locked(&self, lock: Lock) -> io::Result<bool> {
+        let mut range = whole_file(lock);
+        // SAFETY: the kernel reads and writes the struct, which lives over the call.
+        if unsafe { libc::fcntl(self.fd(), libc::F_OFD_GETLK, &mut range) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(i32::from(range.l_type) != libc::F_UNLCK)
     }
 
     fn set_mode(&self, mode: u32) -> io::Result<()> {
@@ -142,6 +144,18 @@ impl UringFile {
         // SAFETY: the descriptor is open as long as `self`, and ManuallyDrop keeps this view from closing it.
         std::mem::ManuallyDrop::new(unsafe { fs::File::from_raw_fd(self.fd()) })
     }
+}
+
+fn whole_file(lock: Lock) -> libc::flock {
+    let kind = match lock {
+        Lock::Shared => libc::F_RDLCK,
+        Lock::Exclusive => libc::F_WRLCK,
+    };
+    // SAFETY: an all-zero flock is valid; it means the whole file.
+    let mut range: libc::flock = unsafe { std::mem::zeroed() };
+    range.l_type = kind as libc::c_short;
+    range.l_whence = libc::SEEK_SET as libc::c_short;
+    range
 }
 
 fn to_meta(m: &fs::Metadata) -> Meta {

@@ -147,6 +147,9 @@ impl File for SimFile {
     fn try_lock(&self, lock: Lock) -> io::Result<bool> {
         self.handle.disk.state().try_lock(self.handle.description, lock)
     }
+    fn is_locked(&self, lock: Lock) -> io::Result<bool> {
+        Ok(self.handle.disk.state().is_locked(self.handle.description, lock))
+    }
     fn set_mode(&self, mode: u32) -> io::Result<()> {
         self.at_once(OpKind::Attr, 0, |state, ino| {
             state.inode_mut(ino).mode = mode & 0o7777;

@@ -209,17 +209,21 @@ impl State {
 
     /// OFD lock: any number of shared ones, or one exclusive, over the descriptions of an inode.
     pub(super) fn try_lock(&mut self, id: u64, lock: Lock) -> io::Result<bool> {
-        let (ino, write) = (self.description(id).ino, self.description(id).write);
-        if lock == Lock::Exclusive && !write {
+        if lock == Lock::Exclusive && !self.description(id).write {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
-        let others = self.descriptions.iter().filter(|(other, held)| **other != id && held.ino == ino);
-        let blocked =
-            others.filter_map(|(_, held)| held.lock).any(|held| (held, lock) != (Lock::Shared, Lock::Shared));
+        let blocked = self.is_locked(id, lock);
         if let Some(description) = self.descriptions.get_mut(&id).filter(|_| !blocked) {
             description.lock = Some(lock);
         }
         Ok(!blocked)
+    }
+
+    /// True if another description of the same inode holds a lock that excludes `lock`.
+    pub(super) fn is_locked(&self, id: u64, lock: Lock) -> bool {
+        let ino = self.description(id).ino;
+        let others = self.descriptions.iter().filter(|(other, held)| **other != id && held.ino == ino);
+        others.filter_map(|(_, held)| held.lock).any(|held| (held, lock) != (Lock::Shared, Lock::Shared))
     }
 
     pub(super) fn meta(&self, ino: u64) -> Meta {
