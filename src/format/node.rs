@@ -103,6 +103,14 @@ pub struct InnerNode {
 }
 
 impl LeafNode {
+    /// The checksums of `extent`, one of this leaf's; none for zeros.
+    pub fn crcs_of(&self, extent: &LeafExtent) -> &[u32] {
+        match extent.place {
+            Place::Data(_) => &self.crcs[extent.crc_index as usize..][..extent.blocks as usize],
+            Place::Zero => &[],
+        }
+    }
+
     /// The node as a block for `address`, and its checksum.
     ///
     /// # Panics

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::nodes::Node;
 use super::pending::{Change, Freed};
-use super::tree::{END, Tree, leaf_crcs};
+use super::tree::{END, Tree};
 use crate::error::{Error, Kind, Result};
 use crate::format::{
     Child, INNER_CAPACITY, InnerNode, LEAF_BODY_BYTES, LEAF_CRC_BYTES, LEAF_EXTENT_BYTES, LeafExtent,
@@ -264,7 +264,7 @@ struct Piece<'a> {
 
 impl<'a> Piece<'a> {
     fn of(leaf: Option<&'a LeafNode>, extent: &LeafExtent) -> Piece<'a> {
-        let crcs = leaf.map_or(&[][..], |leaf| leaf_crcs(leaf, extent));
+        let crcs = leaf.map_or(&[][..], |leaf| leaf.crcs_of(extent));
         Piece { vblock: extent.vblock, blocks: u64::from(extent.blocks), place: extent.place, crcs }
     }
 

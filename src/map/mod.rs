@@ -11,7 +11,7 @@ pub use build::{Built, NodeSink, build};
 pub use nodes::{LayerTag, Node, NodeCache};
 pub use pending::{Change, Freed, Mapped, PendingMap, Slot};
 pub use spans::{Run, RunSource, SpanCache, SpanRuns};
-pub use tree::{Tree, Visit};
+pub use tree::{Step, Tree, Visit, Walker};
 
 #[cfg(test)]
 mod tests;

@@ -119,34 +119,86 @@ impl<F: File> Tree<F> {
         Ok(())
     }
 
+    /// The leaf that may map `key`, and the blocks that it may map. `None`: the tree is empty.
+    pub async fn leaf(&self, root: &TreeRoot, key: VBlock) -> Result<Option<(Arc<Node>, Range<VBlock>)>> {
+        Ok(self.descend(root, 0, key).await?.map(|at| (at.node, at.range)))
+    }
+
     /// Visits every node, parents before children and in key order, and every extent. What cannot be read is
     /// visited as bad and left out. Memory is bounded by the height.
     pub async fn walk(&self, root: &TreeRoot, mut visit: impl FnMut(Visit<'_>)) {
-        let Some(top) = root.height.checked_sub(1) else { return };
-        let top = u16::try_from(top).unwrap_or(u16::from(MAX_TREE_HEIGHT));
-        let mut stack =
-            vec![(Child { first: VBlock(0), pblock: root.pblock, crc: root.crc }, top, VBlock(0)..END)];
-        while let Some((child, level, range)) = stack.pop() {
-            let node = match self.node(child, level, range.clone()).await {
-                Ok(node) => node,
-                Err(error) => {
-                    visit(Visit::Bad { child, level, range, error });
-                    continue;
-                }
-            };
-            visit(Visit::Node { child, level });
-            match &*node {
-                Node::Leaf(leaf) => {
+        let mut walker = self.walker(root);
+        while let Some(step) = walker.next().await {
+            match step {
+                Step::Bad { child, level, range, error } => visit(Visit::Bad { child, level, range, error }),
+                Step::Node { child, level, node } => {
+                    visit(Visit::Node { child, level });
+                    let Node::Leaf(leaf) = &*node else { continue };
                     for extent in &leaf.extents {
-                        visit(Visit::Extent { extent, crcs: leaf_crcs(leaf, extent) });
+                        visit(Visit::Extent { extent, crcs: leaf.crcs_of(extent) });
                     }
-                }
-                Node::Inner(inner) => {
-                    let below = (0..inner.children.len()).rev();
-                    stack.extend(below.map(|i| (inner.children[i], level - 1, inner.range(i, range.end))));
                 }
             }
         }
+    }
+
+    /// As [`Tree::walk`], node by node, for callers that wait in between.
+    pub fn walker(&self, root: &TreeRoot) -> Walker<'_, F> {
+        let mut stack = Vec::new();
+        if let Some(top) = root.height.checked_sub(1) {
+            let top = u16::try_from(top).unwrap_or(u16::from(MAX_TREE_HEIGHT));
+            stack.push((Child { first: VBlock(0), pblock: root.pblock, crc: root.crc }, top, VBlock(0)..END));
+        }
+        Walker { tree: self, stack }
+    }
+}
+
+/// A walk under way.
+#[derive(Debug)]
+pub struct Walker<'a, F> {
+    tree: &'a Tree<F>,
+    /// Nodes to visit, the next one last, with their level and the blocks they may map.
+    stack: Vec<(Child, u16, Range<VBlock>)>,
+}
+
+/// A node that a [`Walker`] comes to.
+#[derive(Debug)]
+pub enum Step {
+    /// A verified node.
+    Node {
+        /// Its place and checksum.
+        child: Child,
+        /// 0 for a leaf.
+        level: u16,
+        /// The node.
+        node: Arc<Node>,
+    },
+    /// A node that cannot be read; see [`Visit::Bad`].
+    Bad {
+        /// Its place.
+        child: Child,
+        /// 0 for a leaf.
+        level: u16,
+        /// The blocks of the disk whose mapping is lost with it.
+        range: Range<VBlock>,
+        /// Why.
+        error: Error,
+    },
+}
+
+impl<F: File> Walker<'_, F> {
+    /// The next node, or `None` at the end.
+    pub async fn next(&mut self) -> Option<Step> {
+        let (child, level, range) = self.stack.pop()?;
+        let node = match self.tree.node(child, level, range.clone()).await {
+            Ok(node) => node,
+            Err(error) => return Some(Step::Bad { child, level, range, error }),
+        };
+        if let Node::Inner(inner) = &*node {
+            let below = (0..inner.children.len()).rev();
+            self.stack.extend(below.map(|i| (inner.children[i], level - 1, inner.range(i, range.end))));
+        }
+        Some(Step::Node { child, level, node })
     }
 }
 
@@ -180,14 +232,6 @@ pub enum Visit<'a> {
     },
 }
 
-/// The checksums of an extent of `leaf`.
-pub(super) fn leaf_crcs<'a>(leaf: &'a LeafNode, extent: &LeafExtent) -> &'a [u32] {
-    match extent.place {
-        Place::Data(_) => &leaf.crcs[extent.crc_index as usize..][..extent.blocks as usize],
-        Place::Zero => &[],
-    }
-}
-
 fn clip<'a>(
     leaf: &'a LeafNode,
     extent: &LeafExtent,
@@ -200,7 +244,7 @@ fn clip<'a>(
     match extent.place {
         Place::Zero => (first, blocks, Place::Zero, &[]),
         Place::Data(p) => {
-            let crcs = &leaf_crcs(leaf, extent)[skip..skip + blocks as usize];
+            let crcs = &leaf.crcs_of(extent)[skip..skip + blocks as usize];
             (first, blocks, Place::Data(p.plus(skip as u64)), crcs)
         }
     }
