@@ -34,9 +34,11 @@ impl<S: Storage> Image<S> {
         let first = span.first();
         let mut cells = [Cell::Open; SPAN_BLOCKS as usize];
         let mut open = cells.len();
+        let mut end = first.plus(SPAN_BLOCKS);
         for layer in &self.layers {
-            // A parent may be smaller than its child: what is behind its end is not its content.
-            let end = first.plus(SPAN_BLOCKS).min(VBlock(blocks_for(layer.size)));
+            // A parent may be smaller than its child: behind its end the disk it holds reads as zeros, whatever lies
+            // below it.
+            end = end.min(VBlock(blocks_for(layer.size)));
             let tag = layer.reader.tag;
             if let Some(pending) = &layer.pending {
                 open -= fill_from_pending(pending, tag, first, end, &mut cells);
@@ -62,7 +64,7 @@ impl<S: Storage> Image<S> {
             }
         }
         if open > 0 {
-            let base_end = self.base.as_ref().map_or(0, |b| blocks_for(b.size));
+            let base_end = self.base.as_ref().map_or(0, |b| blocks_for(b.size)).min(end.0);
             for (i, cell) in cells.iter_mut().enumerate().filter(|(_, c)| **c == Cell::Open) {
                 *cell = if first.0 + (i as u64) < base_end { Cell::Base } else { Cell::Zero };
             }
