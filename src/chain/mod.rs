@@ -3,6 +3,7 @@
 mod background;
 mod base;
 mod image;
+mod leftovers;
 mod locks;
 mod names;
 mod open;
@@ -13,6 +14,9 @@ mod write;
 
 pub use base::{Base, describe_raw, open_base, sample};
 pub use image::{ChainLayer, Counters, Image, OpCounts};
-pub use names::{SnapshotName, snapshot_path, split_name};
-pub use open::{Access, OpenOptions, OpenReport, find_parent, hints_between, open_chain, open_over};
+pub use leftovers::{Leftovers, find_leftovers};
+pub use names::{SnapshotName, image_file, is_temporary, snapshot_path, split_name, temporary_path};
+pub use open::{
+    Access, OpenOptions, OpenReport, find_foreign, find_parent, hints_between, open_chain, open_over,
+};
 pub use queue::ImageQueue;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
 use crate::limits::MAX_NAME_BYTES;
+use crate::storage::{FileKind, Storage};
 
 /// A valid snapshot name.
 #[derive(Clone, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
@@ -66,6 +67,45 @@ pub fn snapshot_path(image: &Path, name: &SnapshotName) -> PathBuf {
     image.with_file_name(file)
 }
 
+/// Marks a file that is being made.
+const TEMPORARY: &str = ".cowdisk-";
+/// Bytes of the name that a temporary name repeats: file systems end at 255.
+const MAX_REPEATED: usize = 200;
+
+/// Everything of a temporary name for `file` but its random end.
+fn temporary_prefix(file: &Path) -> String {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let end = (0..=name.len().min(MAX_REPEATED)).rev().find(|&i| name.is_char_boundary(i)).unwrap_or(0);
+    format!(".{}{TEMPORARY}", &name[..end])
+}
+
+/// Where a file is made that will become `file`: beside it, under a name that nobody else uses.
+pub fn temporary_path(file: &Path, random: [u8; 4]) -> PathBuf {
+    file.with_file_name(format!("{}{:08x}", temporary_prefix(file), u32::from_be_bytes(random)))
+}
+
+/// True if `name` is one that [`temporary_path`] gives for `file`.
+pub fn is_temporary(name: &str, file: &Path) -> bool {
+    let random = name.strip_prefix(&*temporary_prefix(file));
+    random.is_some_and(|r| r.len() == 8 && r.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// The real file of the image `path`: symbolic links followed, and it is a regular file.
+///
+/// # Errors
+/// `NotFound`, `BadName` for anything but a regular file, or what the host says. Nothing is opened.
+pub fn image_file<S: Storage>(storage: &S, path: &Path) -> Result<PathBuf> {
+    let real = storage.canonical(path).map_err(|e| Error::io("open", e).at(path))?;
+    let meta = storage.meta(&real).map_err(|e| Error::io("open", e).at(path))?;
+    let what = match meta.kind {
+        FileKind::Regular => return Ok(real),
+        FileKind::Directory => "a directory",
+        FileKind::BlockDevice => "a block device",
+        FileKind::Other => "a FIFO, socket or device",
+    };
+    Err(Error::new(Kind::BadName, format!("not an image: it is {what}")).at(path))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,5 +130,18 @@ mod tests {
         let name = SnapshotName::new("s 1").unwrap();
         assert_eq!(snapshot_path(Path::new("/d/vm.cow"), &name), Path::new("/d/vm@s 1.cow"));
         assert_eq!(snapshot_path(Path::new("disk"), &name), Path::new("disk@s 1"));
+    }
+
+    #[test]
+    fn temporary_names_are_told_from_others() {
+        let file = Path::new("/d/vm.cow");
+        let temporary = temporary_path(file, [0, 1, 2, 0xff]);
+        assert_eq!(temporary, Path::new("/d/.vm.cow.cowdisk-000102ff"));
+        assert!(is_temporary(".vm.cow.cowdisk-000102ff", file));
+        for other in [".vm.cow.cowdisk-", ".vm.cow.cowdisk-000102f", ".a.cow.cowdisk-000102ff", "vm.cow"] {
+            assert!(!is_temporary(other, file), "{other}");
+        }
+        let long = temporary_path(Path::new(&"ü".repeat(127)), [0; 4]);
+        assert!(long.as_os_str().len() <= 255);
     }
 }

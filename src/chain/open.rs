@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::base::{Base, open_base};
 use super::image::{ChainLayer, Image};
+use super::leftovers::remove_leftovers;
+use super::names::image_file;
 use crate::error::{Error, Kind, Result, printable};
 use crate::format::{Holder, LayerId, Parent, PathHints, Sealed, Superblock};
 use crate::layer::{
@@ -54,7 +56,7 @@ pub struct OpenReport {
     pub recovery: Recovery,
     /// An unsealed parent (a snapshot that was broken off) was recovered and sealed: its path.
     pub sealed_parent: Option<PathBuf>,
-    /// Names that a broken-off snapshot had left and that were removed.
+    /// Files and names that broken-off snapshots had left, now removed.
     pub removed: Vec<PathBuf>,
 }
 
@@ -68,7 +70,7 @@ pub async fn open_chain<S: Storage>(
     path: &Path,
     options: &OpenOptions,
 ) -> Result<(Image<S>, OpenReport)> {
-    let path = storage.canonical(path).map_err(|e| Error::io("open", e).at(path))?;
+    let path = image_file(storage, path)?;
     let caches = Caches::new(options.cache_bytes);
     let mut report = OpenReport::default();
     let mut layers = Vec::new();
@@ -100,7 +102,7 @@ pub async fn open_over<S: Storage>(
     me: &Holder,
 ) -> Result<(Image<S>, OpenReport)> {
     let caches = Caches::new(options.cache_bytes);
-    let base = storage.canonical(base).map_err(|e| Error::io("open", e).at(base))?;
+    let base = image_file(storage, base)?;
     let locked = lock_head(storage, overlay, me, &options.alive).await?;
     let (head, _) = recover_head(storage, overlay, locked, LayerTag(0), &caches, me.clone(), None).await?;
     let sb = head.superblock();
@@ -129,7 +131,7 @@ async fn open_for_writing<S: Storage>(
 ) -> Result<Head<S>> {
     refuse_snapshot_name(path)?;
     let locked = lock_head(storage, path, me, &options.alive).await?;
-    report.removed = remove_broken_off(storage, path, &locked)?;
+    report.removed = remove_leftovers(storage, path, &locked).await?;
     // One unsealed parent at most: a snapshot was broken off behind its rename. It is locked and synced before
     // anything is written here (O1), then recovered and sealed.
     let parent = seal_parent(storage, path, &locked, caches, options, me, report).await?;
@@ -147,33 +149,6 @@ fn refuse_snapshot_name(path: &Path) -> Result<()> {
         return Err(error.hint(format!("cowdisk serve --read-only '{shown}'")));
     }
     Ok(())
-}
-
-/// A head with a second name `stem@*` is a snapshot that was broken off before its rename: that name goes.
-fn remove_broken_off<S: Storage>(
-    storage: &S,
-    path: &Path,
-    locked: &LockedLayer<S::File>,
-) -> Result<Vec<PathBuf>> {
-    let meta = locked.file.meta().map_err(|e| Error::io("stat", e).at(path))?;
-    let mut removed = Vec::new();
-    if meta.links < 2 {
-        return Ok(removed);
-    }
-    let dir = path.parent().unwrap_or(Path::new(""));
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    for name in storage.list(dir).map_err(|e| Error::io("read directory", e).at(dir))? {
-        let candidate = dir.join(&name);
-        let ours = name.strip_prefix(&*stem).is_some_and(|rest| rest.starts_with('@'));
-        if ours && storage.meta(&candidate).is_ok_and(|m| m.id == meta.id) {
-            storage.unlink(&candidate).map_err(|e| Error::io("remove", e).at(&candidate))?;
-            removed.push(candidate);
-        }
-    }
-    if !removed.is_empty() {
-        storage.sync_dir(dir).map_err(|e| Error::io("sync directory", e).at(dir))?;
-    }
-    Ok(removed)
 }
 
 /// If the parent is a layer without a recorded root, seals it (if need be) and gives the completed parent.
@@ -318,7 +293,11 @@ pub async fn find_parent<S: Storage>(
     Err(rebase_hint(missing(child, hints), child))
 }
 
-fn find_foreign<S: Storage>(
+/// Finds the foreign base of `child`; [`super::open_base`] tells whether it is the right one.
+///
+/// # Errors
+/// `ParentMissing` with the place.
+pub fn find_foreign<S: Storage>(
     storage: &S,
     child: &Path,
     hints: &PathHints,
