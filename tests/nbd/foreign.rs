@@ -1,13 +1,15 @@
 //! The clients that people use: libnbd, qemu, fio.
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use cowdisk::device::Geometry;
 use cowdisk::nbd::Export;
 
-use crate::Served;
 use crate::ram::RamDisk;
+use crate::{PATIENCE, Served, wait_until};
 
 /// Runs a client to its end and gives its output; fails with what is to be installed if it is missing.
 fn run(program: &str, package: &str, args: &[&str], dir: &Path) -> String {
@@ -137,4 +139,46 @@ fn fio_verifies_what_it_wrote() {
     let stats = served.server.stats();
     assert!(stats.write.requests > 0 && stats.read.requests > 0 && stats.flush.requests > 0);
     assert_eq!((stats.write.errors, stats.read.errors), (0, 0));
+}
+
+/// A running nbdfuse; it ends with the test.
+struct Mounted(Child);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // On SIGTERM it unmounts by itself.
+        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+        let start = Instant::now();
+        while matches!(self.0.try_wait(), Ok(None)) {
+            if start.elapsed() > PATIENCE {
+                let _ = self.0.kill();
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+#[test]
+fn nbdfuse_shows_the_disk_as_a_file() {
+    let disk = RamDisk::new(8 << 20);
+    let served = Served::new(&disk);
+    let dir = served._dir.path().join("mnt");
+    let file = dir.join("disk");
+    std::fs::create_dir(&dir).unwrap();
+    let child = match Command::new("nbdfuse").arg(&file).arg(served.server.uri()).spawn() {
+        Ok(child) => child,
+        Err(e) => panic!("this test needs `nbdfuse` ({e}); try: apt-get install libnbd-bin fuse3"),
+    };
+    let mounted = Mounted(child);
+    wait_until("nbdfuse has mounted (it needs /dev/fuse and fuse3)", || file.exists());
+    let bytes: Vec<u8> = (0..3 << 20).map(|at: usize| (at / 5) as u8).collect();
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open(&file).unwrap();
+    opened.write_all_at(&bytes, 1 << 20).unwrap();
+    opened.sync_all().unwrap();
+    assert!(served.server.stats().flush.requests > 0);
+    assert!(disk.bytes(1 << 20..4 << 20) == bytes);
+    assert!(std::fs::read(&file).unwrap() == disk.bytes(0..8 << 20));
+    drop(opened);
+    drop(mounted);
+    served.wait_idle();
 }
