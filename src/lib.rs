@@ -18,6 +18,7 @@ pub mod format;
 pub mod nbd;
 pub mod ops;
 pub mod runtime;
+pub mod serve;
 pub mod storage;
 pub mod ublk;
 

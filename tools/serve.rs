@@ -1,13 +1,125 @@
 //! `cowdisk serve`
 
-use cowdisk::error::{Error, Kind, Result};
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use cowdisk::error::{Result, printable};
+use cowdisk::limits::DEFAULT_CACHE_BYTES;
+use cowdisk::nbd::Address;
+use cowdisk::serve::{self, FrontendChoice, Log, Mode, ServeOptions};
+use serde_json::json;
 
 use crate::output::Output;
+use crate::{engine, size};
 
-/// Not yet.
+/// Make an image available as a block device or over NBD
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+#[command(after_help = "\
+Prints one line when the disk can be used: `ready /dev/ublkb0` or `ready nbd+unix:///?socket=PATH`.
+SIGTERM and SIGINT end it cleanly. A ublk device that somebody has open then waits, with its requests
+held, for the next `serve` of the same image.
 
-pub(crate) fn run(_args: Args, _out: &Output) -> Result<u8> {
-    Err(Error::new(Kind::Unsupported, "not yet"))
+Examples:
+  cowdisk serve vm.cow
+  cowdisk serve vm.cow --frontend nbd --nbd unix:/tmp/vm.sock
+  cowdisk serve vm.cow@before-upgrade --read-only
+  cowdisk serve vm.cow --temporary --frontend nbd -- sh -c 'nbdinfo \"$COWDISK_URI\"'")]
+pub(crate) struct Args {
+    /// IMAGE, or its snapshot IMAGE@NAME with --read-only or --temporary
+    image: PathBuf,
+    /// Write nothing, not even recovery
+    #[arg(long, conflicts_with = "temporary")]
+    read_only: bool,
+    /// Let what is written vanish at the end
+    #[arg(long)]
+    temporary: bool,
+    /// Name of the disk, by default the file's without its extension
+    #[arg(long, value_parser = name)]
+    name: Option<String>,
+    /// How the disk is made available; auto: ublk where it can be used, else NBD
+    #[arg(long, value_enum, default_value = "auto")]
+    frontend: Frontend,
+    /// Where the NBD server listens: unix:PATH or tcp:HOST:PORT
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    nbd: Option<Address>,
+    /// Queues, each with a thread
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    queues: u16,
+    /// Requests in progress per queue, or per NBD connection
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    depth: u16,
+    /// Memory for the caches
+    #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_CACHE_BYTES, value_parser = size::bytes)]
+    cache_size: u64,
+    /// The N of /dev/ublkbN
+    #[arg(long, value_name = "N")]
+    device_id: Option<u32>,
+    /// Serve while this command runs, with COWDISK_DEVICE or COWDISK_URI in its environment, and exit with its status
+    #[arg(last = true)]
+    command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Frontend {
+    Auto,
+    Ublk,
+    Nbd,
+}
+
+fn address(text: &str) -> Result<Address, String> {
+    Address::parse(text).map_err(|e| e.message())
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let bad = text.is_empty() || text.len() > 100 || text.starts_with('.') || text.contains('/');
+    if bad || text.chars().any(char::is_control) {
+        return Err("a name has up to 100 bytes, no `/` or control characters, and no `.` in front".into());
+    }
+    Ok(text.to_owned())
+}
+
+impl Args {
+    fn options(self) -> ServeOptions {
+        let mode = match (self.read_only, self.temporary) {
+            (true, _) => Mode::ReadOnly,
+            (_, true) => Mode::Temporary,
+            _ => Mode::Write,
+        };
+        let frontend = match self.frontend {
+            Frontend::Auto => FrontendChoice::Auto,
+            Frontend::Ublk => FrontendChoice::Ublk,
+            Frontend::Nbd => FrontendChoice::Nbd,
+        };
+        ServeOptions {
+            mode,
+            name: self.name,
+            frontend,
+            nbd: self.nbd,
+            queues: self.queues,
+            depth: self.depth,
+            cache_bytes: self.cache_size,
+            device_id: self.device_id,
+            search: engine::search(),
+            command: self.command,
+            ..ServeOptions::new(self.image)
+        }
+    }
+}
+
+pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
+    let log = Log::new(|line| {
+        // Nobody to tell: nothing to do about it.
+        let _ = writeln!(std::io::stderr().lock(), "cowdisk: {}", printable(line));
+    });
+    serve::serve(&args.options(), &log, |place| {
+        let told = match out.json() {
+            true => out.object(&json!({ "ready": place })),
+            false => out.line(format!("ready {}", printable(place))),
+        };
+        if let Err(e) = told {
+            out.note(e.to_string());
+        }
+    })
 }

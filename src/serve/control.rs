@@ -1,0 +1,277 @@
+//! The control socket of a daemon: one JSON object per line in each direction.
+//!
+//! `{"v":1,"command":"status"}` is answered with one object; `{"v":1,"command":"stop","force":false}` with
+//! `{"v":1,"stopped":true}` when the image is closed; anything that fails with `{"v":1,"error":{…}}`. Clients are not
+//! trusted with more than the socket's permissions say: lines, connections and waiting times are bounded.
+
+use std::fs::{self, Permissions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::daemon::{Event, StopRequest};
+use crate::runtime::net::{self, Direction};
+use crate::{Error, Kind, Result};
+
+/// Version of the protocol.
+pub(super) const VERSION: u32 = 1;
+/// Longest request in bytes.
+const MAX_LINE: u64 = 64 << 10;
+/// Connections at once; further ones are closed.
+const MAX_CONNECTIONS: usize = 16;
+/// How long a client may take for a request, or to read its answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A request.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Request {
+    pub(super) v: u32,
+    pub(super) command: String,
+    #[serde(default)]
+    pub(super) force: bool,
+}
+
+/// An error as it travels, and as `--json` prints it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct WireError {
+    pub(super) code: String,
+    pub(super) path: Option<String>,
+    pub(super) message: String,
+}
+
+impl From<&Error> for WireError {
+    fn from(error: &Error) -> WireError {
+        let path = error.path().map(|path| path.to_string_lossy().into_owned());
+        WireError { code: error.kind().code().into(), path, message: error.message() }
+    }
+}
+
+impl From<WireError> for Error {
+    fn from(wire: WireError) -> Error {
+        let kind = match wire.code.as_str() {
+            "in_use" => Kind::InUse,
+            "not_found" => Kind::NotFound,
+            "unsupported" => Kind::Unsupported,
+            "permission" => Kind::Permission,
+            "no_space" => Kind::NoSpace,
+            "corrupt" => Kind::Corrupt,
+            _ => Kind::Io,
+        };
+        let error = Error::new(kind, wire.message);
+        match wire.path {
+            Some(path) => error.at(path),
+            None => error,
+        }
+    }
+}
+
+/// Who may use the socket: whoever may write the image.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SocketAccess {
+    pub(super) mode: u32,
+    pub(super) owner: (u32, u32),
+}
+
+/// What a status request is answered with.
+pub(super) type Report = Arc<dyn Fn() -> Value + Send + Sync>;
+
+/// The listening socket of this daemon.
+#[derive(Debug)]
+pub(super) struct Control {
+    path: PathBuf,
+    listener: Arc<OwnedFd>,
+}
+
+impl Control {
+    /// Listens at `path`. A socket that is there is a dead daemon's: the caller holds the image's lock, or the name is
+    /// one that nobody else uses.
+    pub(super) fn listen(
+        path: PathBuf,
+        access: SocketAccess,
+        report: Report,
+        events: Sender<Event>,
+    ) -> Result<Control> {
+        let fail = |e| Error::io("cannot make the control socket", e).at(&path);
+        let listener = bind(&path, access).map_err(fail)?;
+        let accepting = UnixListener::from(listener.try_clone().map_err(fail)?);
+        let server = Arc::new(Server { report, events, open: AtomicUsize::new(0) });
+        std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || server.run(&accepting))
+            .map_err(fail)?;
+        Ok(Control { path, listener: Arc::new(listener) })
+    }
+
+    /// Refuses clients from now on. Those that are connected stay until the process ends.
+    pub(super) fn close(&self) {
+        // It is gone if somebody cleaned up; nothing depends on it.
+        let _ = fs::remove_file(&self.path);
+        net::shut_down(&self.listener, Direction::Receive);
+    }
+}
+
+fn bind(path: &Path, access: SocketAccess) -> io::Result<OwnedFd> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let fd = net::bind_unix(path)?;
+    // Nobody can connect before `listen`, and nobody else can put anything into the runtime directory.
+    let (uid, gid) = access.owner;
+    match std::os::unix::fs::lchown(path, Some(uid), Some(gid)) {
+        // Only root can give it away: then it stays with whoever serves.
+        Err(e) if e.kind() != io::ErrorKind::PermissionDenied => return Err(e),
+        _ => {}
+    }
+    // Its owner may always use it, also where the image is write-protected.
+    fs::set_permissions(path, Permissions::from_mode(access.mode & 0o666 | 0o600))?;
+    net::listen(&fd)?;
+    Ok(fd)
+}
+
+struct Server {
+    report: Report,
+    events: Sender<Event>,
+    open: AtomicUsize,
+}
+
+impl Server {
+    fn run(self: Arc<Self>, listener: &UnixListener) {
+        while let Ok((client, _)) = listener.accept() {
+            if self.open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
+                self.open.fetch_sub(1, Ordering::Relaxed);
+                continue;
+            }
+            let server = self.clone();
+            let serve = move || {
+                // A client that breaks off is none of our business.
+                let _ = server.serve(&client);
+                server.open.fetch_sub(1, Ordering::Relaxed);
+            };
+            if std::thread::Builder::new().name("client".into()).spawn(serve).is_err() {
+                self.open.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn serve(&self, client: &UnixStream) -> io::Result<()> {
+        client.set_read_timeout(Some(PATIENCE))?;
+        client.set_write_timeout(Some(PATIENCE))?;
+        let mut reader = BufReader::new(client);
+        loop {
+            let mut line = Vec::new();
+            (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line)?;
+            if line.is_empty() {
+                return Ok(());
+            }
+            match parse(&line) {
+                Ok(request) if request.command == "stop" => return self.stop(client, request.force),
+                Ok(_) => send(client, &(self.report)())?,
+                Err(e) => send(client, &failed(&e))?,
+            }
+            if line.last() != Some(&b'\n') {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Hands the request to the daemon and answers when it is done. After a stop the connection stays open until the
+    /// process has ended, and with it the image's lock: its end tells the client.
+    fn stop(&self, mut client: &UnixStream, force: bool) -> io::Result<()> {
+        let (answer, answered) = channel();
+        let (told, done) = channel();
+        let ending = || Error::new(Kind::InUse, "the daemon is ending");
+        let sent = self.events.send(Event::Stop(StopRequest { force, answer, told: done }));
+        let result = match sent {
+            Ok(()) => answered.recv().unwrap_or_else(|_| Err(ending())),
+            Err(_) => Err(ending()),
+        };
+        match &result {
+            Ok(()) => send(client, &json!({ "v": VERSION, "stopped": true }))?,
+            Err(e) => send(client, &failed(e))?,
+        }
+        let _ = told.send(());
+        if result.is_ok() {
+            client.set_read_timeout(None)?;
+            client.read(&mut [0])?;
+        }
+        Ok(())
+    }
+}
+
+fn parse(line: &[u8]) -> Result<Request> {
+    let request: Request =
+        serde_json::from_slice(line).map_err(|e| Error::new(Kind::Usage, format!("not a request: {e}")))?;
+    if request.v != VERSION || !["status", "stop"].contains(&request.command.as_str()) {
+        let text = format!("version {} of command {:?} is not known here", request.v, request.command);
+        return Err(Error::new(Kind::Unsupported, text));
+    }
+    Ok(request)
+}
+
+fn failed(error: &Error) -> Value {
+    json!({ "v": VERSION, "error": WireError::from(error) })
+}
+
+fn send(mut client: &UnixStream, value: &Value) -> io::Result<()> {
+    client.write_all(format!("{value}\n").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_have_a_version_and_a_command() {
+        let stop = parse(b"{\"v\":1,\"command\":\"stop\",\"force\":true}\n").unwrap();
+        assert_eq!(stop, Request { v: 1, command: "stop".into(), force: true });
+        assert!(!parse(b"{\"v\":1,\"command\":\"status\"}").unwrap().force);
+        for bad in [&b"{}"[..], b"", b"[]", b"{\"v\":2,\"command\":\"stop\"}", b"{\"v\":1,\"command\":\"x\"}"]
+        {
+            assert!(parse(bad).is_err());
+        }
+    }
+
+    #[test]
+    fn errors_keep_kind_and_place_on_their_way() {
+        let sent = Error::new(Kind::InUse, "mounted on /mnt").at("/dev/ublkb0");
+        let back = Error::from(WireError::from(&sent));
+        assert_eq!((back.kind(), back.to_string()), (sent.kind(), sent.to_string()));
+    }
+
+    #[test]
+    fn clients_are_served_until_they_go_and_nonsense_is_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (events, requests) = channel();
+        let meta = std::os::unix::fs::MetadataExt::uid(&fs::metadata(dir.path()).unwrap());
+        let access = SocketAccess { mode: 0o640, owner: (meta, meta) };
+        let report: Report = Arc::new(|| json!({ "state": "ok" }));
+        let control = Control::listen(path.clone(), access, report, events).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+
+        let client = UnixStream::connect(&path).unwrap();
+        let mut lines = BufReader::new(&client).lines();
+        (&client).write_all(b"{\"v\":1,\"command\":\"status\"}\nnonsense\n").unwrap();
+        assert_eq!(lines.next().unwrap().unwrap(), "{\"state\":\"ok\"}");
+        assert!(lines.next().unwrap().unwrap().contains("\"code\":\"bad_name\""));
+
+        (&client).write_all(b"{\"v\":1,\"command\":\"stop\"}\n").unwrap();
+        let Event::Stop(stop) = requests.recv().unwrap() else { panic!("a stop was asked for") };
+        stop.answer.send(Err(Error::new(Kind::InUse, "open"))).unwrap();
+        assert!(lines.next().unwrap().unwrap().contains("\"code\":\"in_use\""));
+        stop.told.recv().unwrap();
+
+        control.close();
+        assert!(!path.exists() && UnixStream::connect(&path).is_err());
+    }
+}

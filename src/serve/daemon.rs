@@ -1,0 +1,121 @@
+//! The life of a daemon, from the command line to its exit status.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use super::background::Background;
+use super::open::{self, OpenRequest, Opened};
+use super::start::{Plan, start};
+use super::sys::{Signal, Signals};
+use super::{Log, ServeOptions};
+use crate::error::printable;
+use crate::{Error, Kind, Result};
+
+/// What a daemon waits for.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// The image is open, or cannot be opened.
+    Opened(Box<Result<Opened>>),
+    /// A signal came.
+    Signal(Signal),
+    /// A client wants the image to be stopped.
+    Stop(StopRequest),
+}
+
+/// A client's wish.
+#[derive(Debug)]
+pub(super) struct StopRequest {
+    /// Also if somebody uses the disk.
+    pub(super) force: bool,
+    /// Takes the answer.
+    pub(super) answer: Sender<Result<()>>,
+    /// Says that the client has been told.
+    pub(super) told: Receiver<()>,
+}
+
+/// Serves an image until there is a reason to end; gives the exit status. `ready` is called once, with the place where
+/// clients find the disk.
+///
+/// For a process of its own: it takes over signals and what happens in a panic.
+///
+/// # Errors
+/// Whatever keeps the image from being opened, served or closed; [`Kind::InUse`] if somebody else has it.
+pub fn serve(options: &ServeOptions, log: &Log, ready: impl FnOnce(&str)) -> Result<u8> {
+    abort_on_panic();
+    check(options)?;
+    let mut signals = Signals::take().map_err(|e| Error::io("take over signals", e))?;
+    let (sender, events) = channel();
+    let plan = Plan::make(options)?;
+    let request = plan.open_request(options);
+    let (opened, signalled) = (sender.clone(), sender.clone());
+    // Nobody listens any more only when the process ends.
+    let background = Background::start(request.clone(), log.clone(), move |result| {
+        let _ = opened.send(Event::Opened(Box::new(result)));
+    })?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            while let Ok(signal) = signals.next() {
+                let _ = signalled.send(Event::Signal(signal));
+            }
+        })
+        .map_err(|e| Error::io("cannot start a thread", e))?;
+    let opened = match wait_for_open(&events, &request) {
+        Ok(opened) => opened,
+        Err(Broken::Error(e)) => return Err(e),
+        Err(Broken::Signal(number)) => return Ok(128 + u8::try_from(number).unwrap_or(0)),
+    };
+    if let Some(line) = open::describe(&opened.report, options.mode) {
+        log.say(&format!("{}: {line}", printable(&plan.path.to_string_lossy())));
+    }
+    let session = start(options, plan, opened.image, background, (sender, events), log)?;
+    session.run(options, ready)
+}
+
+/// Why nothing is served.
+enum Broken {
+    Error(Error),
+    Signal(i32),
+}
+
+fn wait_for_open(events: &Receiver<Event>, request: &OpenRequest) -> std::result::Result<Opened, Broken> {
+    loop {
+        match events.recv() {
+            Ok(Event::Opened(result)) => return result.map_err(Broken::Error),
+            Ok(Event::Signal(signal)) if signal.number != libc::SIGCHLD => {
+                // What was begun is as after a crash at this point: the next open goes on from there.
+                if let Some(overlay) = &request.overlay {
+                    let _ = std::fs::remove_file(overlay);
+                }
+                return Err(Broken::Signal(signal.number));
+            }
+            Ok(_) => {}
+            Err(_) => return Err(Broken::Error(Error::new(Kind::Io, "the background thread ended early"))),
+        }
+    }
+}
+
+fn check(options: &ServeOptions) -> Result<()> {
+    let least = crate::limits::MIN_CACHE_BYTES;
+    if options.cache_bytes < least {
+        return Err(Error::new(Kind::Usage, format!("--cache-size must be at least {least} bytes")));
+    }
+    let most = crate::limits::MAX_QUEUES;
+    if !(1..=most).contains(&usize::from(options.queues)) {
+        return Err(Error::new(Kind::Usage, format!("--queues must be 1 to {most}")));
+    }
+    if !(1..=4096).contains(&options.depth) {
+        return Err(Error::new(Kind::Usage, "--depth must be 1 to 4096"));
+    }
+    Ok(())
+}
+
+/// A thread that panics inside a living process would let the disk's users wait for ever. A dead process is followed by
+/// the next daemon, which recovers the image and takes up the device.
+fn abort_on_panic() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        usual(info);
+        eprintln!("cowdisk: this is a bug; the process aborts, so that the next one can take over");
+        std::process::abort();
+    }));
+}

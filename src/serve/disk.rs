@@ -1,0 +1,77 @@
+//! An open image as the disk that frontends serve.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::chain::{Image, ImageQueue};
+use crate::device::{Disk, Errno, Geometry, Queue};
+use crate::runtime::spawn;
+use crate::storage::IoBuf;
+use crate::storage::uring::Uring;
+
+/// Batches that a queue may have in flight; more requests than this share batches.
+const MAX_RUNNERS: usize = 32;
+
+/// The image behind a frontend.
+#[derive(Clone, Debug)]
+pub struct ImageDisk {
+    image: Arc<Image<Uring>>,
+    runners: usize,
+}
+
+impl ImageDisk {
+    /// `depth`: requests that a queue has running at once.
+    pub fn new(image: Arc<Image<Uring>>, depth: usize) -> ImageDisk {
+        ImageDisk { image, runners: depth.clamp(1, MAX_RUNNERS) }
+    }
+}
+
+impl Disk for ImageDisk {
+    type Queue = ServedQueue;
+
+    fn geometry(&self) -> Geometry {
+        self.image.geometry()
+    }
+
+    fn queue(&self, _index: usize) -> Rc<ServedQueue> {
+        let queue = ImageQueue::new(self.image.clone());
+        for _ in 0..self.runners {
+            drop(spawn(queue.clone().runner()));
+        }
+        Rc::new(ServedQueue(queue))
+    }
+}
+
+/// A queue that ends its runners when its frontend lets go of it.
+#[derive(Debug)]
+pub struct ServedQueue(Rc<ImageQueue<Uring>>);
+
+impl Drop for ServedQueue {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl Queue for ServedQueue {
+    fn read(&self, pos: u64, buf: IoBuf) -> impl Future<Output = Result<(), Errno>> {
+        self.0.read(pos, buf)
+    }
+    fn write(&self, pos: u64, buf: IoBuf, fua: bool) -> impl Future<Output = Result<(), Errno>> {
+        self.0.write(pos, buf, fua)
+    }
+    fn flush(&self) -> impl Future<Output = Result<(), Errno>> {
+        self.0.flush()
+    }
+    fn discard(&self, pos: u64, len: u64, fua: bool) -> impl Future<Output = Result<(), Errno>> {
+        self.0.discard(pos, len, fua)
+    }
+    fn write_zeroes(
+        &self,
+        pos: u64,
+        len: u64,
+        unmap: bool,
+        fua: bool,
+    ) -> impl Future<Output = Result<(), Errno>> {
+        self.0.write_zeroes(pos, len, unmap, fua)
+    }
+}

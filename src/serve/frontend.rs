@@ -1,0 +1,183 @@
+//! The two ways in which a disk can be reached, behind one face.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::disk::ImageDisk;
+use super::{FrontendChoice, ServeOptions};
+use crate::nbd::{self, Address, Export, Server, ServerOptions};
+use crate::ublk::{Device, DeviceInfo, RecoverOptions, StartOptions};
+use crate::{Error, Kind, Result};
+
+/// Bytes of one request, and of each tag's buffer.
+const MAX_IO: u32 = 128 << 10;
+/// A device whose last user has just gone may still be looked at by the machinery that watches disks (udev).
+const SETTLE: Duration = Duration::from_millis(300);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Which kind of frontend it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum FrontendKind {
+    Ublk,
+    Nbd,
+}
+
+impl FrontendKind {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            FrontendKind::Ublk => "ublk",
+            FrontendKind::Nbd => "nbd",
+        }
+    }
+
+    /// `auto` is ublk where the driver can be used.
+    pub(super) fn choose(options: &ServeOptions) -> FrontendKind {
+        match options.frontend {
+            FrontendChoice::Ublk => FrontendKind::Ublk,
+            FrontendChoice::Nbd => FrontendKind::Nbd,
+            FrontendChoice::Auto if options.nbd.is_some() => FrontendKind::Nbd,
+            FrontendChoice::Auto => match File::options().read(true).write(true).open("/dev/ublk-control") {
+                Ok(_) => FrontendKind::Ublk,
+                Err(_) => FrontendKind::Nbd,
+            },
+        }
+    }
+}
+
+/// A running frontend.
+#[derive(Debug)]
+pub(super) enum Frontend {
+    Ublk(Box<Device>),
+    Nbd(Server),
+}
+
+/// A unix socket's mode and owner.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SocketOwner {
+    pub(super) mode: u32,
+    pub(super) owner: Option<(u32, u32)>,
+}
+
+impl Frontend {
+    /// Starts a new device. It outlives this process only if `keep`.
+    pub(super) fn start_ublk(
+        disk: &ImageDisk,
+        options: &ServeOptions,
+        tag: u64,
+        keep: bool,
+    ) -> Result<Frontend> {
+        let start = StartOptions {
+            device_id: options.device_id,
+            queues: options.queues,
+            depth: options.depth,
+            max_io: MAX_IO,
+            tag,
+            recovery: keep,
+        };
+        Ok(Frontend::Ublk(Box::new(Device::start(disk, &start)?)))
+    }
+
+    /// Takes up a device that waits.
+    pub(super) fn recover_ublk(disk: &ImageDisk, waiting: &DeviceInfo) -> Result<Frontend> {
+        let options = RecoverOptions { device_id: waiting.id, tag: waiting.tag };
+        Ok(Frontend::Ublk(Box::new(Device::recover(disk, &options)?)))
+    }
+
+    /// Starts an NBD server, at `default` unless the options name another place.
+    pub(super) fn start_nbd(
+        disk: &ImageDisk,
+        options: &ServeOptions,
+        default: &Path,
+        socket: SocketOwner,
+    ) -> Result<Frontend> {
+        let address = options.nbd.clone().unwrap_or_else(|| Address::Unix(default.to_owned()));
+        let server = ServerOptions {
+            queues: usize::from(options.queues),
+            depth: usize::from(options.depth).min(nbd::limits::MAX_DEPTH),
+            socket_mode: socket.mode,
+            socket_owner: socket.owner,
+            ..ServerOptions::new(address)
+        };
+        let export = Export { name: String::new(), description: String::new(), disk: disk.clone() };
+        Ok(Frontend::Nbd(Server::start(vec![export], server)?))
+    }
+
+    /// `/dev/ublkbN`, or the URI.
+    pub(super) fn place(&self) -> String {
+        match self {
+            Frontend::Ublk(device) => device.node().to_string_lossy().into_owned(),
+            Frontend::Nbd(server) => server.uri(),
+        }
+    }
+
+    /// The variable that tells a command where the disk is.
+    pub(super) const fn variable(&self) -> &'static str {
+        match self {
+            Frontend::Ublk(_) => "COWDISK_DEVICE",
+            Frontend::Nbd(_) => "COWDISK_URI",
+        }
+    }
+
+    pub(super) fn device_id(&self) -> Option<u32> {
+        match self {
+            Frontend::Ublk(device) => Some(device.id()),
+            Frontend::Nbd(_) => None,
+        }
+    }
+
+    /// What could not be had, for the log.
+    pub(super) fn warnings(&self) -> &[String] {
+        match self {
+            Frontend::Ublk(device) => device.warnings(),
+            Frontend::Nbd(_) => &[],
+        }
+    }
+
+    /// Somebody else ended it.
+    pub(super) fn ended(&self) -> bool {
+        match self {
+            Frontend::Ublk(device) => device.ended(),
+            Frontend::Nbd(_) => false,
+        }
+    }
+
+    /// Ends it; afterwards no request runs. Refuses with [`Kind::InUse`] while somebody uses the disk, unless `force`d.
+    pub(super) fn stop(self, force: bool) -> std::result::Result<(), (Option<Frontend>, Error)> {
+        match self {
+            Frontend::Ublk(mut device) => match stop_device(&mut device, force) {
+                Ok(()) => Ok(()),
+                Err(e) => Err((Some(Frontend::Ublk(device)), e)),
+            },
+            Frontend::Nbd(server) if !force && server.connections() > 0 => {
+                let text = format!("{} clients are connected", server.connections());
+                let error = Error::new(Kind::InUse, text).at(server.uri());
+                Err((Some(Frontend::Nbd(server)), error))
+            }
+            Frontend::Nbd(server) => server.stop().map_err(|e| (None, e)),
+        }
+    }
+
+    /// True if it can be left to the next daemon.
+    pub(super) fn can_wait(&self) -> bool {
+        matches!(self, Frontend::Ublk(device) if device.outlives_its_server())
+    }
+
+    /// Ends all requests that run and keeps new ones for the next daemon. Afterwards this process must end.
+    pub(super) fn leave_waiting(&self) -> Result<()> {
+        match self {
+            Frontend::Ublk(device) => device.leave_waiting(),
+            Frontend::Nbd(_) => Err(Error::new(Kind::Unsupported, "an NBD server cannot wait")),
+        }
+    }
+}
+
+fn stop_device(device: &mut Device, force: bool) -> Result<()> {
+    let end = Instant::now() + SETTLE;
+    loop {
+        match device.stop(force) {
+            Err(e) if e.kind() == Kind::InUse && Instant::now() < end => std::thread::sleep(POLL),
+            other => return other,
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! From an open image to a disk that clients can reach.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::background::Background;
+use super::control::{Control, Report, SocketAccess, VERSION};
+use super::daemon::Event;
+use super::disk::ImageDisk;
+use super::frontend::{Frontend, FrontendKind, SocketOwner};
+use super::open::{OpenRequest, file_id, find_snapshot, overlay_path};
+use super::registry::{self, Entry, Identity, Registry};
+use super::session::Session;
+use super::status::ImageStatus;
+use super::{Log, Mode, ServeOptions, client, sys};
+use crate::chain::{Image, split_name};
+use crate::error::printable;
+use crate::ops::process;
+use crate::runtime::{RingOptions, Runtime};
+use crate::storage::uring::Uring;
+use crate::ublk::{self, DeviceInfo, State};
+use crate::{Error, Kind, Result};
+
+/// What is decided before the image is opened.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// The file to serve, without symbolic links.
+    pub(super) path: PathBuf,
+    /// A random number of this start.
+    pub(super) tag: u64,
+    pub(super) kind: FrontendKind,
+    registry: Registry,
+    control: PathBuf,
+    nbd: PathBuf,
+}
+
+impl Plan {
+    /// Finds the file, and names for what belongs to it.
+    pub(super) fn make(options: &ServeOptions) -> Result<Plan> {
+        let path = resolve(options)?;
+        let registry = Registry::open()?;
+        let tag = random_tag()?;
+        let stem = registry::stem(&path, options.mode, tag);
+        let control = registry.dir().join(format!("{stem}.sock"));
+        let nbd = registry.dir().join(format!("{stem}.nbd"));
+        Ok(Plan { path, tag, kind: FrontendKind::choose(options), registry, control, nbd })
+    }
+
+    pub(super) fn open_request(&self, options: &ServeOptions) -> OpenRequest {
+        let overlay = (options.mode == Mode::Temporary).then(|| overlay_path(&self.path, self.tag));
+        OpenRequest {
+            path: self.path.clone(),
+            mode: options.mode,
+            cache_bytes: options.cache_bytes,
+            search: options.search.clone(),
+            holder: process::holder(&self.control.to_string_lossy()),
+            overlay,
+        }
+    }
+
+    fn entry(&self, options: &ServeOptions, image: &Image<Uring>, tag: u64) -> Result<Entry> {
+        let stem = || self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        // The disk that the user named; a temporary one is a fork of it.
+        let named = &image.layers[usize::from(options.mode == Mode::Temporary)].sb;
+        let identity = Identity {
+            path: &self.path,
+            file: file_id(image, options.mode)?,
+            disk_id: named.disk.to_string(),
+            mode: options.mode,
+            name: options.name.clone().unwrap_or_else(stem),
+            tag,
+        };
+        let host = process::holder("").host;
+        Ok(Entry::new(identity, host, self.kind.name(), self.control.clone()))
+    }
+}
+
+/// The file that `options` name.
+pub(super) fn resolve(options: &ServeOptions) -> Result<PathBuf> {
+    let (path, name) = split_name(&options.image)?;
+    let Some(name) = name else {
+        return std::fs::canonicalize(&path).map_err(|e| Error::io("open", e).at(&path));
+    };
+    if options.mode == Mode::Write {
+        let shown = printable(&options.image.to_string_lossy());
+        let error =
+            Error::new(Kind::Usage, "a snapshot is served read-only or temporarily").at(&options.image);
+        return Err(error.hint(format!("cowdisk serve --temporary '{shown}'")));
+    }
+    let runtime =
+        Runtime::new(RingOptions::default()).map_err(|e| Error::io("set up io_uring on this host", e))?;
+    runtime.block_on(find_snapshot(path, name, options.search.clone()))
+}
+
+/// Not 0, which other servers' devices have.
+fn random_tag() -> Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|e| Error::io("read random bytes", std::io::Error::other(e)))?;
+    Ok(u64::from_ne_bytes(bytes).max(1))
+}
+
+/// Brings the open image to its clients. If that fails the image is closed again.
+pub(super) fn start(
+    options: &ServeOptions,
+    plan: Plan,
+    image: Arc<Image<Uring>>,
+    background: Background,
+    events: (Sender<Event>, Receiver<Event>),
+    log: &Log,
+) -> Result<Session> {
+    let starting = Starting { options, plan: &plan, image: &image, log };
+    match starting.run(events.0) {
+        Ok(Started { frontend, control, entry }) => Ok(Session {
+            frontend: Some(frontend),
+            background,
+            control,
+            registry: plan.registry,
+            entry,
+            events: events.1,
+            log: log.clone(),
+        }),
+        Err(e) => {
+            // The first error is the one to tell; without a clean close the next open recovers.
+            let _ = background.close();
+            Err(e)
+        }
+    }
+}
+
+struct Starting<'a> {
+    options: &'a ServeOptions,
+    plan: &'a Plan,
+    image: &'a Arc<Image<Uring>>,
+    log: &'a Log,
+}
+
+struct Started {
+    frontend: Frontend,
+    control: Control,
+    entry: Entry,
+}
+
+impl Starting<'_> {
+    fn run(&self, events: Sender<Event>) -> Result<Started> {
+        clean_up(&self.plan.registry);
+        let waiting = self.find_waiting()?;
+        let tag = waiting.as_ref().map_or(self.plan.tag, |(_, device)| device.tag);
+        let entry = Arc::new(Mutex::new(self.plan.entry(self.options, self.image, tag)?));
+        let socket = self.socket_owner()?;
+        let control = Control::listen(self.plan.control.clone(), socket, self.report(&entry), events)?;
+        let result = match &waiting {
+            Some((_, device)) => self.recover(device),
+            None => self.start_new(&entry, socket),
+        };
+        let frontend = match result {
+            Ok(frontend) => frontend,
+            Err(e) => {
+                control.close();
+                // A waiting device's entry stays as the last daemon left it.
+                if waiting.is_none() {
+                    let _ = self.plan.registry.remove(&entry.lock());
+                }
+                return Err(e);
+            }
+        };
+        for warning in frontend.warnings() {
+            self.log.say(&format!("{}: {warning}", frontend.place()));
+        }
+        let entry = {
+            let mut entry = entry.lock();
+            entry.device_id = frontend.device_id();
+            entry.place = frontend.place();
+            entry.clone()
+        };
+        self.plan.registry.store(&entry)?;
+        Ok(Started { frontend, control, entry })
+    }
+
+    fn recover(&self, device: &DeviceInfo) -> Result<Frontend> {
+        Frontend::recover_ublk(&self.disk(device.depth), device)
+    }
+
+    /// Known before it exists: a crash leaves no device that nobody looks after.
+    fn start_new(&self, entry: &Mutex<Entry>, socket: SocketAccess) -> Result<Frontend> {
+        self.plan.registry.store(&entry.lock())?;
+        let disk = self.disk(self.options.depth);
+        match self.plan.kind {
+            FrontendKind::Ublk => {
+                // A temporary disk's content ends with this process.
+                let keep = self.options.mode != Mode::Temporary;
+                Frontend::start_ublk(&disk, self.options, self.plan.tag, keep)
+            }
+            FrontendKind::Nbd => {
+                let owner = (sys::user_id() == 0).then_some(socket.owner);
+                let socket = SocketOwner { mode: socket.mode, owner };
+                Frontend::start_nbd(&disk, self.options, &self.plan.nbd, socket)
+            }
+        }
+    }
+
+    fn disk(&self, depth: u16) -> ImageDisk {
+        ImageDisk::new(self.image.clone(), usize::from(depth))
+    }
+
+    /// Sockets have the image's owner, group and mode: whoever may write the image may control it.
+    fn socket_owner(&self) -> Result<SocketAccess> {
+        let path = &self.plan.path;
+        let meta = std::fs::metadata(path).map_err(|e| Error::io("stat", e).at(path))?;
+        Ok(SocketAccess { mode: meta.mode() & 0o666 | 0o600, owner: (meta.uid(), meta.gid()) })
+    }
+
+    fn report(&self, entry: &Arc<Mutex<Entry>>) -> Report {
+        let (entry, image, cache_bytes) = (entry.clone(), self.image.clone(), self.options.cache_bytes);
+        let begin = Instant::now();
+        Arc::new(move || {
+            let entry = entry.lock().clone();
+            let status = ImageStatus::of_image(&entry, &image, cache_bytes, begin.elapsed().as_secs());
+            let mut value = serde_json::to_value(status).unwrap_or_default();
+            if let Some(object) = value.as_object_mut() {
+                object.insert("v".into(), VERSION.into());
+            }
+            value
+        })
+    }
+
+    /// The device of an earlier daemon that waits for this image. It is known by the path and the tag of its start; ids
+    /// inside the file are the same in a copy.
+    fn find_waiting(&self) -> Result<Option<(Entry, DeviceInfo)>> {
+        let path = &self.plan.path;
+        for entry in self.plan.registry.entries() {
+            let same = entry.mode == self.options.mode && entry.frontend == FrontendKind::Ublk.name();
+            // A writer has the lock, so whoever wrote the entry is gone; readers may be many.
+            let alive = self.options.mode != Mode::Write && client::answers(&entry);
+            if !same || alive || !entry.is_of(path) {
+                continue;
+            }
+            if let Some(device) = entry.device()? {
+                self.check_waiting(&entry, &device)?;
+                return Ok(Some((entry, device)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Serving the image in another way would change the disk under those who have the waiting device open.
+    fn check_waiting(&self, entry: &Entry, device: &DeviceInfo) -> Result<()> {
+        let node = format!("/dev/ublkb{}", device.id);
+        let stop = format!("cowdisk stop {node}");
+        let in_use = |text: String| Err(Error::new(Kind::InUse, text).at(&node).hint(stop.clone()));
+        if self.plan.kind != FrontendKind::Ublk {
+            return in_use("it waits for a daemon of this image, which an NBD server is not".into());
+        }
+        if self.options.device_id.is_some_and(|id| id != device.id) {
+            return in_use("it waits for a daemon of this image, under this number and no other".into());
+        }
+        let disk = self.image.superblock().disk.to_string();
+        if entry.disk_id != disk {
+            return in_use(format!("it waits for disk {}, and the file is disk {disk} now", entry.disk_id));
+        }
+        Ok(())
+    }
+}
+
+/// Forgets daemons that are gone and left nothing behind. As far as possible: it only makes lists shorter.
+pub(super) fn clean_up(registry: &Registry) {
+    for entry in registry.entries() {
+        if client::answers(&entry) || process::is_alive(entry.pid) {
+            continue;
+        }
+        let gone = match entry.device() {
+            Ok(None) => true,
+            // Without a disk: its start was never finished, or nobody removed it after its end.
+            Ok(Some(device)) if device.state == State::Dead => {
+                ublk::remove_waiting(device.id, device.tag, true).is_ok()
+            }
+            _ => false,
+        };
+        if gone {
+            let _ = registry.remove(&entry);
+            remove_sockets(&entry.socket);
+        }
+    }
+}
+
+fn remove_sockets(control: &Path) {
+    for socket in [control.to_owned(), control.with_extension("nbd")] {
+        let _ = std::fs::remove_file(socket);
+    }
+}

@@ -1,0 +1,71 @@
+//! Signals as events, and who this process is.
+#![expect(unsafe_code, reason = "signal masks, signalfd and ids; each block states why it holds")]
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::ptr;
+
+/// The signals that end a daemon, and the one that says that a child of it ended.
+const WATCHED: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD];
+
+/// A signal that arrived.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Signal {
+    /// Its number.
+    pub(super) number: i32,
+    /// The kernel sent it, as the terminal's Ctrl-C: to the whole process group, not to this process alone.
+    pub(super) to_group: bool,
+}
+
+/// The signals a daemon waits for, as a stream. They are blocked in the calling thread and in all that it starts later,
+/// but not in commands that it runs.
+#[derive(Debug)]
+pub(super) struct Signals(File);
+
+impl Signals {
+    /// Must be called before any other thread is started: that thread could die of the signal instead.
+    pub(super) fn take() -> io::Result<Signals> {
+        // SAFETY: the set is initialized by sigemptyset before it is read, and lives over the calls.
+        unsafe {
+            let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+            libc::sigemptyset(set.as_mut_ptr());
+            for signal in WATCHED {
+                libc::sigaddset(set.as_mut_ptr(), signal);
+            }
+            let error = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
+            if error != 0 {
+                return Err(io::Error::from_raw_os_error(error));
+            }
+            let fd = libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(Signals(File::from(OwnedFd::from_raw_fd(fd))))
+        }
+    }
+
+    /// Waits for the next one.
+    pub(super) fn next(&mut self) -> io::Result<Signal> {
+        let mut bytes = [0; size_of::<libc::signalfd_siginfo>()];
+        self.0.read_exact(&mut bytes)?;
+        // SAFETY: the kernel filled the structure, in which every bit pattern is valid; it may lie unaligned.
+        let info: libc::signalfd_siginfo = unsafe { ptr::read_unaligned(bytes.as_ptr().cast()) };
+        let number = i32::try_from(info.ssi_signo).unwrap_or(libc::SIGTERM);
+        Ok(Signal { number, to_group: info.ssi_code == libc::SI_KERNEL })
+    }
+}
+
+/// Sends `signal` to a child of ours that was not waited for yet.
+pub(super) fn send_signal(pid: u32, signal: i32) -> io::Result<()> {
+    let pid = libc::pid_t::try_from(pid).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: plain numbers.
+    if unsafe { libc::kill(pid, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The effective user of this process.
+pub(super) fn user_id() -> u32 {
+    // SAFETY: it takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
