@@ -4,7 +4,7 @@
 //!     filedisk --remove STATE [--force]
 //!     filedisk --list
 //!
-//! STATE is a file that holds the device's id and tag while it exists: with it the same command takes a waiting
+//! STATE is a file that holds the tag of the device's start while it exists: with it the same command takes a waiting
 //! device up again. SIGTERM: removes the device, or leaves it waiting if somebody has it open. SIGUSR1: prints the
 //! counters.
 #![expect(unsafe_code, reason = "waiting for signals")]
@@ -19,7 +19,7 @@ use clap::Parser;
 use cowdisk::device::{Disk, Errno, Geometry, Queue};
 use cowdisk::storage::uring::{Uring, UringFile};
 use cowdisk::storage::{Done, File, IoBuf, IoVecs, Lock, OpenHow, Storage, read_exact, write_all};
-use cowdisk::ublk::{self, Device, RecoverOptions, StartOptions};
+use cowdisk::ublk::{self, Device, DeviceInfo, RecoverOptions, StartOptions, State};
 use cowdisk::{Kind, error};
 
 #[derive(Parser)]
@@ -118,37 +118,35 @@ fn open(options: &Options, path: &Path) -> Result<FileDisk, Box<dyn Error>> {
         file.set_len(options.size)?;
     }
     let (size, sector_size, read_only) = (options.size, options.sector_size, options.read_only);
-    Ok(FileDisk { file, geometry: Geometry { size, sector_size, read_only, block_size: 4096 } })
+    let geometry = Geometry { size, sector_size, read_only, block_size: 4096 };
+    Ok(FileDisk { file, geometry })
 }
 
-fn saved(state: &Path) -> Option<(u32, u64)> {
-    let text = std::fs::read_to_string(state).ok()?;
-    let (id, tag) = text.trim().split_once(' ')?;
-    Some((id.parse().ok()?, tag.parse().ok()?))
+/// The tag of the start that STATE records, and its device.
+fn recorded(state: &Path) -> error::Result<Option<DeviceInfo>> {
+    let text = std::fs::read_to_string(state).unwrap_or_default();
+    text.trim().parse().map_or(Ok(None), ublk::find_device)
 }
 
 /// Takes up the device that STATE names, if it waits; starts a new one otherwise.
 fn serve(disk: &FileDisk, options: &Options, state: &Path) -> error::Result<Device> {
-    if let Some((device_id, tag)) = saved(state) {
-        let begin = Instant::now();
-        match Device::recover(disk, &RecoverOptions { device_id, tag }) {
-            Ok(device) => {
-                eprintln!("recovered in {} ms", begin.elapsed().as_millis());
-                return Ok(device);
-            }
-            Err(e) if e.kind() == Kind::NotFound => drop(ublk::remove_waiting(device_id, tag, false)),
-            Err(e) => return Err(e),
+    if let Some(DeviceInfo { id, tag, state, .. }) = recorded(state)? {
+        if state != State::Dead {
+            let begin = Instant::now();
+            let device = Device::recover(disk, &RecoverOptions { device_id: id, tag })?;
+            eprintln!("recovered in {} ms", begin.elapsed().as_millis());
+            return Ok(device);
         }
+        // Its server died before the disk was there.
+        ublk::remove_waiting(id, tag, false)?;
     }
     let mut random = [0; 8];
     Uring.random(&mut random).map_err(|e| cowdisk::Error::io("random", e))?;
     let tag = u64::from_ne_bytes(random);
+    // Before the start, so that the device is found whenever this process dies.
+    std::fs::write(state, format!("{tag}\n")).map_err(|e| cowdisk::Error::io("write", e).at(state))?;
     let &Options { queues, depth, max_io, id: device_id, .. } = options;
-    let device =
-        Device::start(disk, &StartOptions { device_id, queues, depth, max_io, tag, recovery: true })?;
-    let text = format!("{} {tag}\n", device.id());
-    std::fs::write(state, text).map_err(|e| cowdisk::Error::io("write", e).at(state))?;
-    Ok(device)
+    Device::start(disk, &StartOptions { device_id, queues, depth, max_io, tag, recovery: true })
 }
 
 /// The signals of this program, kept from interrupting anything; to be called before any thread exists.
@@ -212,8 +210,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     if let Some(state) = &options.remove {
-        let (id, tag) = saved(state).ok_or("no device in that file")?;
-        return Ok(ublk::remove_waiting(id, tag, options.force)?);
+        let device = recorded(state)?.ok_or("there is no device of that start")?;
+        return Ok(ublk::remove_waiting(device.id, device.tag, options.force)?);
     }
     match (&options.file, &options.state) {
         (Some(file), Some(state)) => run_disk(&options, file, state),

@@ -15,7 +15,7 @@ use super::control::Control;
 use super::features::{self, Features};
 use super::mailbox::Order;
 use super::mapping::Descriptors;
-use super::queue::{Attachment, QueueSpec, QueueThread, commands};
+use super::queue::{QueueSpec, QueueThread, commands};
 use super::stats::Stats;
 use super::uapi::{CtrlDevInfo, MAX_IO_BYTES, MAX_NR_QUEUES, MAX_QUEUE_DEPTH, NO_DEVICE, flag};
 use super::{bounds, node, params};
@@ -152,27 +152,25 @@ impl Device {
             let spec = QueueSpec { device, index, depth, max_io, cpus, fetch, commit };
             self.threads.push(QueueThread::spawn(disk, spec)?);
         }
-        self.wait_step()
+        for thread in &self.threads {
+            self.warnings.extend(thread.wait_prepared()?);
+        }
+        Ok(())
     }
 
-    /// Opens the character device and lets the threads fetch; when this returns every tag is fetched.
+    /// Opens the character device and has every tag fetched.
+    ///
+    /// The descriptors are mapped last: before 6.15 the driver binds the device to the process that maps first, and
+    /// forgets it only in a recovery of a device with a fetched queue. A server that died in between would leave a
+    /// device that nobody can take up.
     pub(super) fn attach_threads(&mut self) -> Result<()> {
         let char_device = Arc::new(node::open_char(self.info.dev_id)?);
-        // All mappings first: a failure leaves no queue half started.
-        let mut attachments = Vec::new();
-        for index in 0..self.info.nr_hw_queues {
-            let descriptors = Descriptors::map(&char_device, index, self.info.queue_depth)?;
-            attachments.push(Attachment { descriptors, char_device: char_device.clone() });
+        let answers: Vec<_> = self.threads.iter().map(|thread| thread.fetch(char_device.clone())).collect();
+        for (thread, answer) in self.threads.iter().zip(&answers) {
+            thread.answer(answer)??;
         }
-        for (thread, attachment) in self.threads.iter().zip(attachments) {
-            thread.attach(attachment);
-        }
-        self.wait_step()
-    }
-
-    fn wait_step(&mut self) -> Result<()> {
-        for thread in &self.threads {
-            self.warnings.extend(thread.wait_step()?);
+        for (thread, index) in self.threads.iter().zip(0..) {
+            thread.map(Descriptors::map(&char_device, index, self.info.queue_depth)?)?;
         }
         Ok(())
     }
@@ -225,11 +223,21 @@ impl Device {
     pub fn stop(&mut self, force: bool) -> Result<()> {
         let id = self.info.dev_id;
         stop_disk(self.control.get_mut(), id, force, true)?;
-        let end = Instant::now() + bounds::THREAD;
-        for thread in self.threads.drain(..) {
-            thread.join(end)?;
-        }
+        self.end_threads()?;
         gone_is_fine(self.control.get_mut().delete(id))
+    }
+
+    /// Waits for the ends of the threads: they come when the driver has taken all tags away, or had given none.
+    pub(super) fn end_threads(&mut self) -> Result<()> {
+        let end = Instant::now() + bounds::THREAD;
+        self.threads.drain(..).try_for_each(|thread| thread.join(end))
+    }
+
+    /// Gives up on threads after a start that failed: those that have fetched nothing end.
+    pub(super) fn abandon(&mut self) {
+        for thread in self.threads.drain(..) {
+            thread.send(Order::End);
+        }
     }
 
     /// From now on new requests are kept and not touched; returns when those that run are committed. The driver

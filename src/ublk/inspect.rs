@@ -99,6 +99,12 @@ pub fn list_devices() -> Result<Vec<DeviceInfo>> {
     Ok(devices)
 }
 
+/// The device of the start with this tag. A server that records its tag before the start finds the device again
+/// whenever it died.
+pub fn find_device(tag: u64) -> Result<Option<DeviceInfo>> {
+    Ok(list_devices()?.into_iter().find(|device| device.tag == tag))
+}
+
 /// Removes a device that no process serves: one that waits, or one whose start never ended. Refuses with
 /// [`Kind::NotFound`] if its tag is another one, with [`Kind::InUse`] while a process serves it, and, unless
 /// `force`d, while somebody has it open; forced, its users get EIO.

@@ -1,24 +1,34 @@
 //! Orders from the control thread to a queue's thread.
 //!
-//! The queue's thread sleeps only in its ring; an order wakes the task that waits in [`Mailbox::next`] there.
+//! The queue's thread sleeps only in its ring; an order wakes the task that waits there.
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
+use super::mapping::Descriptors;
+use crate::Result;
 use crate::device::Errno;
 
-/// What a queue may be told while it serves. The answer is sent when it is done.
+/// What a queue may be told. The answer is sent when it is done.
 #[derive(Debug)]
 pub(super) enum Order {
+    /// Fetch every tag through this open character device.
+    Fetch(Arc<File>, Sender<Result<()>>),
+    /// Requests are described here. Comes before the first one can.
+    Map(Descriptors, Sender<()>),
+    /// End, when no tag is fetched (any more).
+    End,
     /// Stay, though every tag may be taken away: the process is about to leave the device to the next server.
     Park(Sender<()>),
     /// Keep new requests without touching them; answer when the ones that run are committed.
     Hold(Sender<()>),
     /// Flush the disk.
-    Flush(Sender<Result<(), Errno>>),
+    Flush(Sender<std::result::Result<(), Errno>>),
 }
 
 #[derive(Debug, Default)]

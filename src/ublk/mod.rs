@@ -26,7 +26,7 @@ pub mod uapi;
 pub use control::Control;
 pub use device::{Device, StartOptions};
 pub use features::Features;
-pub use inspect::{DeviceInfo, State, device_info, list_devices, remove_waiting};
+pub use inspect::{DeviceInfo, State, device_info, find_device, list_devices, remove_waiting};
 pub use node::openers;
 pub use recovery::RecoverOptions;
 pub use stats::{OpCounts, Stats};

@@ -5,7 +5,7 @@
 //! completion says ABORT. The thread that fetched a tag is the only one that may commit it. Nothing on this ring
 //! carries IO_DRAIN or IO_LINK: an idle fetch never completes, and a drain would wait for it for ever.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fs::File;
 use std::future::{pending, poll_fn};
 use std::os::fd::AsRawFd;
@@ -23,7 +23,7 @@ use super::mailbox::{Mailbox, Order};
 use super::mapping::Descriptors;
 use super::request::{self, Request};
 use super::stats::QueueStats;
-use super::uapi::{Command, IoCmd, IoDesc, io_result};
+use super::uapi::{Command, IoCmd, IoDesc, io, io_result};
 use crate::device::{Disk, Queue};
 use crate::runtime::{self, Op, Payload, RingOptions, Runtime, spawn, thread};
 use crate::storage::IoBuf;
@@ -44,55 +44,59 @@ pub(super) struct QueueSpec {
     pub(super) commit: u32,
 }
 
-/// A queue's share of the open character device.
-#[derive(Debug)]
-pub(super) struct Attachment {
-    pub(super) descriptors: Descriptors,
-    pub(super) char_device: Arc<File>,
-}
-
 /// Handle on a queue's thread.
 #[derive(Debug)]
 pub(super) struct QueueThread {
     index: u16,
     mailbox: Arc<Mailbox>,
     pub(super) stats: Arc<QueueStats>,
-    attach: Sender<Attachment>,
-    /// Answers of the two steps of the start: prepared, fetched. With what could not be had and is not vital.
-    steps: Receiver<Result<Vec<String>>>,
+    /// Answers once: with what could not be had and is not vital.
+    prepared: Receiver<Result<Vec<String>>>,
     thread: JoinHandle<()>,
 }
 
 impl QueueThread {
-    /// Starts the thread, which makes its ring and buffers and then waits for [`QueueThread::attach`].
+    /// Starts the thread, which makes its ring, its buffers and its handle on the disk, and then waits for orders.
     pub(super) fn spawn<D: Disk>(disk: &D, spec: QueueSpec) -> Result<QueueThread> {
         let (mailbox, stats) = (Arc::new(Mailbox::default()), Arc::new(QueueStats::default()));
-        let (attach, attached) = channel();
-        let (steps_in, steps) = channel();
-        let own = Thread { disk: disk.clone(), mailbox: mailbox.clone(), stats: stats.clone(), attached };
+        let (sender, prepared) = channel();
+        let own =
+            Thread { disk: disk.clone(), mailbox: mailbox.clone(), stats: stats.clone(), prepared: sender };
         let index = spec.index;
         let thread = std::thread::Builder::new()
             .name(format!("ublk{}q{index}", spec.device))
-            .spawn(move || own.run(spec, &steps_in))
+            .spawn(move || own.run(spec))
             .map_err(|e| Error::io(format!("start of the thread of queue {index}"), e))?;
-        Ok(QueueThread { index, mailbox, stats, attach, steps, thread })
+        Ok(QueueThread { index, mailbox, stats, prepared, thread })
     }
 
-    /// Waits for the end of the current step of the start.
-    pub(super) fn wait_step(&self) -> Result<Vec<String>> {
+    /// Waits until the thread needs nothing more than the character device; gives warnings.
+    pub(super) fn wait_prepared(&self) -> Result<Vec<String>> {
+        self.answer(&self.prepared)?
+    }
+
+    /// Fetches every tag; the answer comes from the receiver.
+    pub(super) fn fetch(&self, char_device: Arc<File>) -> Receiver<Result<()>> {
+        let (sender, answer) = channel();
+        self.send(Order::Fetch(char_device, sender));
+        answer
+    }
+
+    /// Hands the descriptors over.
+    pub(super) fn map(&self, descriptors: Descriptors) -> Result<()> {
+        let (sender, answer) = channel();
+        self.send(Order::Map(descriptors, sender));
+        self.answer(&answer)
+    }
+
+    /// Waits for the answer to an order of the start.
+    pub(super) fn answer<T>(&self, answer: &Receiver<T>) -> Result<T> {
         let failed =
             |what: &str| Error::new(Kind::Io, format!("the thread of ublk queue {} {what}", self.index));
-        match self.steps.recv_timeout(bounds::THREAD) {
-            Ok(result) => result,
-            Err(RecvTimeoutError::Timeout) => Err(failed("did not get ready in time")),
-            Err(RecvTimeoutError::Disconnected) => Err(failed("ended early")),
-        }
-    }
-
-    /// Lets the thread fetch all its tags.
-    pub(super) fn attach(&self, attachment: Attachment) {
-        // A thread that is gone is reported by the next `wait_step`.
-        let _ = self.attach.send(attachment);
+        answer.recv_timeout(bounds::THREAD).map_err(|e| match e {
+            RecvTimeoutError::Timeout => failed("did not answer in time"),
+            RecvTimeoutError::Disconnected => failed("ended early"),
+        })
     }
 
     pub(super) fn send(&self, order: Order) {
@@ -103,10 +107,9 @@ impl QueueThread {
         self.thread.is_finished()
     }
 
-    /// Waits until the thread has ended and its ring is closed.
+    /// Waits until the thread has ended and its ring is closed. It ends when the driver has taken all tags away.
     pub(super) fn join(self, end: Instant) -> Result<()> {
-        // A thread that still waits to be attached sees that nobody will.
-        drop(self.attach);
+        self.send(Order::End);
         while !self.thread.is_finished() {
             if Instant::now() >= end {
                 return Err(Error::new(
@@ -142,37 +145,28 @@ struct Thread<D> {
     disk: D,
     mailbox: Arc<Mailbox>,
     stats: Arc<QueueStats>,
-    attached: Receiver<Attachment>,
+    prepared: Sender<Result<Vec<String>>>,
 }
 
 impl<D: Disk> Thread<D> {
-    fn run(self, spec: QueueSpec, steps: &Sender<Result<Vec<String>>>) {
+    fn run(self, spec: QueueSpec) {
         let _guard = AbortOnPanic;
-        let (runtime, buffers) = match prepare(&spec) {
+        let Thread { disk, mailbox, stats, prepared } = self;
+        // Whoever waits for the answers may have given up.
+        match prepare(&spec) {
             Ok((runtime, buffers, warnings)) => {
-                let _ = steps.send(Ok(warnings));
-                (runtime, buffers)
+                let orders = mailbox.clone();
+                // Mapping and character device go with the last task, before the ring: then DEL_DEV can end.
+                runtime.block_on(async move {
+                    let queue = disk.queue(usize::from(spec.index));
+                    let _ = prepared.send(Ok(warnings));
+                    let served = Served { spec, queue, buffers, stats, state: State::default() };
+                    serve(Rc::new(served), &orders).await;
+                });
             }
-            Err(e) => {
-                let _ = steps.send(Err(e));
-                return;
-            }
-        };
-        // Not in the ring yet, so it may sleep elsewhere.
-        let Ok(attachment) = self.attached.recv() else { return };
-        let attachment = Rc::new(attachment);
-        let Thread { disk, mailbox, stats, .. } = self;
-        let (ours, orders, steps) = (attachment.clone(), mailbox.clone(), steps.clone());
-        runtime.block_on(async move {
-            let queue = disk.queue(usize::from(spec.index));
-            let served =
-                Rc::new(Served { spec, queue, attachment: ours, buffers, stats, state: State::default() });
-            serve(served, &orders, &steps).await;
-        });
+            Err(e) => drop(prepared.send(Err(e))),
+        }
         mailbox.close();
-        // The order of teardown: ring, mapping, character device. Only then can DEL_DEV end.
-        drop(runtime);
-        drop(attachment);
     }
 }
 
@@ -198,7 +192,6 @@ fn prepare(spec: &QueueSpec) -> Result<(Runtime, IoBuf, Vec<String>)> {
 struct Served<Q> {
     spec: QueueSpec,
     queue: Rc<Q>,
-    attachment: Rc<Attachment>,
     /// One buffer of `max_io` bytes for each tag.
     buffers: IoBuf,
     stats: Arc<QueueStats>,
@@ -207,6 +200,8 @@ struct Served<Q> {
 
 #[derive(Default)]
 struct State {
+    char_device: OnceCell<Arc<File>>,
+    descriptors: OnceCell<Descriptors>,
     /// Tags that are fetched or executing.
     live: Cell<u16>,
     /// Requests between fetch and commit.
@@ -215,8 +210,8 @@ struct State {
     hold: Cell<bool>,
     /// The thread stays even without a tag.
     park: Cell<bool>,
-    /// All tags were fetched once.
-    started: Cell<bool>,
+    /// The thread ends without a tag.
+    ending: Cell<bool>,
     /// The first fetch that failed, as minus errno.
     failed: Cell<Option<i32>>,
     /// The queue's main task, which waits for a change of the above.
@@ -242,7 +237,8 @@ impl<Q: Queue> Served<Q> {
     fn command(&self, command: u32, tag: u16, result: i32) -> Op {
         let buf = self.buffer(tag);
         let payload = IoCmd { q_id: self.spec.index, tag, result, addr: buf.as_ptr() as u64 };
-        let target = types::Fd(self.attachment.char_device.as_raw_fd());
+        let char_device = self.state.char_device.get().expect("an order brought it before the first fetch");
+        let target = types::Fd(char_device.as_raw_fd());
         let entry = opcode::UringCmd16::new(target, command).cmd(payload.to_bytes()).build();
         runtime::submit(entry, Payload::Buf(buf))
     }
@@ -275,8 +271,9 @@ impl<Q: Queue> Served<Q> {
                 pending::<()>().await;
             }
             state.executing.set(state.executing.get() + 1);
-            let desc = self.attachment.descriptors.read(tag);
-            let result = self.execute(tag, &desc).await;
+            let descriptors =
+                state.descriptors.get().expect("an order brought them before the disk was started");
+            let result = self.execute(tag, &descriptors.read(tag)).await;
             command = self.command(self.spec.commit, tag, result);
             state.executing.set(state.executing.get() - 1);
             if state.hold.get() {
@@ -289,7 +286,7 @@ impl<Q: Queue> Served<Q> {
 
     /// A fetch that fails at the start is an error of the start. Later the request of that tag would hang for ever.
     fn unexpected(&self, tag: u16, code: i32) {
-        if self.state.started.get() {
+        if self.state.descriptors.get().is_some() {
             let QueueSpec { device, index, .. } = self.spec;
             eprintln!(
                 "cowdisk: ublk device {device}: queue {index}, tag {tag}: the driver answered {code}: aborting"
@@ -299,11 +296,21 @@ impl<Q: Queue> Served<Q> {
         self.state.failed.set(self.state.failed.get().or(Some(code)));
     }
 
-    /// The answer to the second step of the start.
-    fn fetched(&self) -> Result<Vec<String>> {
-        let what = || format!("ublk {} on queue {}", super::uapi::io::FETCH_REQ.name, self.spec.index);
+    /// Fetches every tag: in one system call, since the ring has room for all of them. A server that dies in the
+    /// middle leaves a queue that old drivers cannot recover.
+    async fn fetch_all(self: &Rc<Self>, char_device: Arc<File>) -> Result<()> {
+        let _ = self.state.char_device.set(char_device);
+        self.state.live.set(self.spec.depth);
+        for tag in 0..self.spec.depth {
+            let first = self.command(self.spec.fetch, tag, 0);
+            spawn(self.clone().serve_tag(tag, first));
+        }
+        submitted().await;
+        // The tags end, too: without them the thread does.
+        self.state.ending.set(true);
+        let what = || format!("ublk {} on queue {}", io::FETCH_REQ.name, self.spec.index);
         match self.state.failed.get() {
-            None => Ok(Vec::new()),
+            None => Ok(()),
             Some(code) => Err(Error::io(what(), std::io::Error::from_raw_os_error(-code))),
         }
     }
@@ -311,16 +318,8 @@ impl<Q: Queue> Served<Q> {
 
 const CANCELLED: i32 = -libc::ECANCELED;
 
-/// Fetches every tag, then waits for orders until all tags are gone.
-async fn serve<Q: Queue>(served: Rc<Served<Q>>, orders: &Mailbox, steps: &Sender<Result<Vec<String>>>) {
-    served.state.live.set(served.spec.depth);
-    for tag in 0..served.spec.depth {
-        let first = served.command(served.spec.fetch, tag, 0);
-        spawn(served.clone().serve_tag(tag, first));
-    }
-    submitted().await;
-    served.state.started.set(served.state.failed.get().is_none());
-    let _ = steps.send(served.fetched());
+/// Obeys until all tags are gone.
+async fn serve<Q: Queue>(served: Rc<Served<Q>>, orders: &Mailbox) {
     while let Some(order) = next_order(&served.state, orders).await {
         obey(&served, order).await;
     }
@@ -332,21 +331,30 @@ async fn submitted() {
     let _ = runtime::submit(opcode::Nop::new().build(), Payload::None).await;
 }
 
-/// The next order, or `None` when all tags are gone and nobody asked the queue to stay.
+/// The next order, or `None` when no tag is left and nobody asked the queue to stay.
 async fn next_order(state: &State, orders: &Mailbox) -> Option<Order> {
     poll_fn(|cx| {
         if let Poll::Ready(order) = orders.poll_next(cx) {
             return Poll::Ready(Some(order));
         }
         state.waker.replace(Some(cx.waker().clone()));
-        if state.live.get() == 0 && !state.park.get() { Poll::Ready(None) } else { Poll::Pending }
+        let over = state.live.get() == 0 && state.ending.get() && !state.park.get();
+        if over { Poll::Ready(None) } else { Poll::Pending }
     })
     .await
 }
 
-async fn obey<Q: Queue>(served: &Served<Q>, order: Order) {
+async fn obey<Q: Queue>(served: &Rc<Served<Q>>, order: Order) {
     // Whoever gave the order may have given up waiting.
     match order {
+        Order::Fetch(char_device, done) => {
+            let _ = done.send(served.fetch_all(char_device).await);
+        }
+        Order::Map(descriptors, done) => {
+            let _ = served.state.descriptors.set(descriptors);
+            let _ = done.send(());
+        }
+        Order::End => served.state.ending.set(true),
         Order::Park(done) => {
             served.state.park.set(true);
             let _ = done.send(());
@@ -373,5 +381,5 @@ async fn drained(state: &State) {
 
 /// The commands of a queue in the encoding that `encode` knows.
 pub(super) fn commands(encode: impl Fn(Command) -> u32) -> (u32, u32) {
-    (encode(super::uapi::io::FETCH_REQ), encode(super::uapi::io::COMMIT_AND_FETCH_REQ))
+    (encode(io::FETCH_REQ), encode(io::COMMIT_AND_FETCH_REQ))
 }

@@ -41,13 +41,24 @@ impl Device {
         let params = control.params(id)?;
         params::check_same_disk(&params, &disk.geometry()).map_err(|e| e.at(node::block_node(id)))?;
         let mut device = Device::new(control, info);
-        // All that can fail comes before START_USER_RECOVERY: on old kernels a server that dies between that and its
-        // fetches leaves a device that cannot be recovered again.
-        device.prepare_threads(disk)?;
-        start_recovery(device.control.get_mut(), options)?;
-        device.attach_threads()?;
-        device.control.get_mut().end_recovery(id)?;
-        Ok(device)
+        match device.take_up(disk, options) {
+            Ok(()) => Ok(device),
+            Err(e) => {
+                // Threads that have fetched stay until the process ends; then the device waits again.
+                device.abandon();
+                Err(e)
+            }
+        }
+    }
+
+    /// All that can fail or takes time comes before START_USER_RECOVERY. Before 6.15 the driver crashes in the next
+    /// recovery if a server dies when some of its queues are fetched and others are not: the fetches follow each
+    /// other at once.
+    fn take_up<D: Disk>(&mut self, disk: &D, options: &RecoverOptions) -> Result<()> {
+        self.prepare_threads(disk)?;
+        start_recovery(self.control.get_mut(), options)?;
+        self.attach_threads()?;
+        self.control.get_mut().end_recovery(options.device_id)
     }
 }
 
