@@ -1,13 +1,103 @@
 //! `cowdisk create`
 
-use cowdisk::error::{Error, Kind, Result};
+use std::path::PathBuf;
 
-use crate::output::Output;
+use clap::ValueEnum;
+use cowdisk::error::{Error, Kind, Result, printable};
+use cowdisk::ops::{BaseFormat, CreateOptions, create};
+use cowdisk::storage::uring::Uring;
+use serde::Serialize;
 
-/// Not yet.
+use crate::output::{Output, beside};
+use crate::{engine, size};
+
+/// Make a new image
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+#[command(after_help = "\
+Examples:
+  cowdisk create vm.cow --size 20G
+  cowdisk create vm.cow --base debian.raw --base-format raw
+  cowdisk create test.cow --base golden@v1.cow")]
+pub(crate) struct Args {
+    /// The file to make
+    image: PathBuf,
+    /// Size of the disk; the base's if left out (bytes, or with k, M, G, T)
+    #[arg(long, value_parser = size::sectors)]
+    size: Option<u64>,
+    /// What the disk holds at first; it is never written to
+    #[arg(long, value_name = "FILE")]
+    base: Option<PathBuf>,
+    /// Format of the base: it is never guessed [default: cow, a sealed layer]
+    #[arg(long, value_enum, value_name = "FORMAT", requires = "base")]
+    base_format: Option<Format>,
+    /// Logical sector size of the disk: 512 or 4096 [default: 512, or the base's]
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(["512", "4096"]))]
+    sector_size: Option<String>,
+    /// Checksums of data
+    #[arg(long, value_enum, default_value_t = Checksums::On)]
+    checksums: Checksums,
+    /// Size of the journal, 256k to 1G [default: 64M]
+    #[arg(long, value_name = "SIZE", value_parser = size::sectors)]
+    journal_size: Option<u64>,
+    /// Replace an existing file, unless it is in use
+    #[arg(long)]
+    force: bool,
+}
 
-pub(crate) fn run(_args: Args, _out: &Output) -> Result<u8> {
-    Err(Error::new(Kind::Unsupported, "not yet"))
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Raw,
+    Qcow2,
+    Cow,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Checksums {
+    On,
+    None,
+}
+
+#[derive(Serialize)]
+struct Created {
+    path: String,
+    disk_id: String,
+    layer_id: String,
+    virtual_size: u64,
+}
+
+pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
+    let (path, image) = (args.image.clone(), args.image.clone());
+    let options = options(args)?;
+    let (made, sb) = engine::run(async move { create(&Uring, &path, &options).await })?;
+    let shown = beside(&image, &made).to_string_lossy().into_owned();
+    if out.json() {
+        out.object(&Created {
+            path: shown,
+            disk_id: sb.disk.to_string(),
+            layer_id: sb.layer.to_string(),
+            virtual_size: sb.virtual_size,
+        })?;
+    } else {
+        out.line(printable(&shown))?;
+    }
+    Ok(0)
+}
+
+fn options(args: Args) -> Result<CreateOptions> {
+    let not_yet = |what: &str| Err(Error::new(Kind::Unsupported, format!("{what}: not yet")).at(&args.image));
+    if args.checksums == Checksums::None {
+        return not_yet("--checksums none");
+    }
+    let format = match args.base_format {
+        None | Some(Format::Cow) => BaseFormat::Cow,
+        Some(Format::Raw) => BaseFormat::Raw,
+        Some(Format::Qcow2) => return not_yet("--base-format qcow2"),
+    };
+    Ok(CreateOptions {
+        size: args.size,
+        base: args.base.map(|path| (path, format)),
+        sector_size: args.sector_size.and_then(|s| s.parse().ok()),
+        journal: args.journal_size,
+        force: args.force,
+    })
 }

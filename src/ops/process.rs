@@ -15,6 +15,11 @@ pub fn is_alive(pid: u32) -> bool {
     Path::new("/proc").join(pid.to_string()).exists()
 }
 
+/// True if `holder` is or was a process of this host, whose locks can be seen here.
+pub fn is_here(holder: &Holder) -> bool {
+    holder.host == host_name()
+}
+
 /// The host's name, cut to what a superblock holds.
 fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
