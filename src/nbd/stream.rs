@@ -138,10 +138,8 @@ impl<S: Stream> Input<S> {
     }
 
     async fn receive(&self, to: IoBuf, whole: bool) -> Result<usize, End> {
-        if self.stream.stopping() {
-            return Err(End::Closed);
-        }
         let count = self.stream.recv(to, whole).await?;
+        // A stopped TCP socket still gives out what arrives.
         if count == 0 || self.stream.stopping() { Err(End::Closed) } else { Ok(count) }
     }
 }

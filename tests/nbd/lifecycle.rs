@@ -1,5 +1,6 @@
 //! Starting and stopping servers.
 
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -120,6 +121,29 @@ fn options_out_of_range_are_refused_before_anything_is_made() {
 }
 
 #[test]
+fn stop_ends_a_client_that_never_pauses() {
+    let options = ServerOptions::new(Address::parse("tcp:127.0.0.1:0").unwrap());
+    let server = Server::start(export(&RamDisk::new(1 << 20)), options).unwrap();
+    let address = server.uri().strip_prefix("nbd://").unwrap().to_owned();
+    let mut stream = TcpStream::connect(&address).unwrap();
+    stream.write_all(&3_u32.to_be_bytes()).unwrap();
+    stream.write_all(&crate::client::option(1, b"")).unwrap();
+    let mut answers = stream.try_clone().unwrap();
+    let sender = std::thread::spawn(move || {
+        let flushes = request(Command::Flush, 0, 0, 0, 1).repeat(16);
+        while stream.write_all(&flushes).is_ok() {}
+    });
+    let receiver =
+        std::thread::spawn(move || while answers.read(&mut [0; 4096]).is_ok_and(|count| count > 0) {});
+    wait_until("the client is busy", || server.stats().flush.requests > 1000);
+    let (done, stopped) = mpsc::channel();
+    std::thread::spawn(move || done.send(server.stop()));
+    stopped.recv_timeout(STOP_TIME).expect("stop waits for a busy client").unwrap();
+    sender.join().unwrap();
+    receiver.join().unwrap();
+}
+
+#[test]
 fn tcp_works_as_well() {
     let disk = RamDisk::new(1 << 20);
     let options = ServerOptions::new(Address::parse("tcp:127.0.0.1:0").unwrap());
@@ -129,7 +153,6 @@ fn tcp_works_as_well() {
     assert!(!address.ends_with(":0"), "{uri}");
     let mut stream = TcpStream::connect(&address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    use std::io::{Read, Write};
     let mut greeting = [0; 18];
     stream.read_exact(&mut greeting).unwrap();
     stream.write_all(&3_u32.to_be_bytes()).unwrap();
