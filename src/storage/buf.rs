@@ -13,10 +13,16 @@ use std::sync::Arc;
 /// Alignment of every allocation: a page, enough for O_DIRECT on any device.
 pub const BUF_ALIGN: usize = 4096;
 
+/// What malloc gives anyway.
+const MALLOC_ALIGN: usize = 16;
+
 #[derive(Debug)]
 struct Memory {
-    start: NonNull<u8>,
+    /// What the allocator gave.
+    whole: NonNull<u8>,
     layout: Layout,
+    /// The first page border in it.
+    start: NonNull<u8>,
 }
 
 // SAFETY: plain bytes; all access goes through raw pointer copies and nobody relies on the bytes being stable.
@@ -27,7 +33,7 @@ unsafe impl Sync for Memory {}
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: allocated with this layout in `IoBuf::zeroed`, freed once, when the last view goes.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        unsafe { dealloc(self.whole.as_ptr(), self.layout) }
     }
 }
 
@@ -43,10 +49,16 @@ impl IoBuf {
     /// `len` zero bytes, page-aligned; `len` must not be 0.
     pub fn zeroed(len: usize) -> IoBuf {
         assert!(len > 0, "an I/O buffer has bytes");
-        let layout = Layout::from_size_align(len, BUF_ALIGN).expect("buffer sizes are bounded by limits.rs");
+        // Aligned by hand: asked for zeroed memory of a greater alignment than malloc's own, the allocator would write
+        // the zeros itself and so touch every page, also of buffers that are never used.
+        let layout = Layout::from_size_align(len + BUF_ALIGN, MALLOC_ALIGN);
+        let layout = layout.expect("buffer sizes are bounded by limits.rs");
         // SAFETY: the layout has a size above zero.
-        let Some(start) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
-        IoBuf { memory: Arc::new(Memory { start, layout }), start: 0, len }
+        let Some(whole) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
+        let skip = whole.as_ptr().align_offset(BUF_ALIGN);
+        // SAFETY: `skip` is below BUF_ALIGN, and so many bytes more than `len` were allocated.
+        let start = unsafe { whole.add(skip) };
+        IoBuf { memory: Arc::new(Memory { whole, layout, start }), start: 0, len }
     }
 
     /// A new buffer with a copy of `bytes`.
