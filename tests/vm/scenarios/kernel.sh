@@ -5,7 +5,6 @@
 # shellcheck source=lib.sh
 . /vm/lib.sh
 
-note "kernel $(uname -r)"
 check "ublk driver is loaded" test -c /dev/ublk-control
 check "io_uring is allowed" file_is /proc/sys/kernel/io_uring_disabled 0
 check "mkfs.ext4 works" mkfs.ext4 -q -F -E nodiscard fs.img 64M

@@ -49,7 +49,6 @@ flushes_reach_the_server() {
     check "fsync reached the server as a flush" greater "$(requests ov.cow flush)" "$before"
 }
 
-note "kernel $(uname -r)"
 must "create an overlay on a raw base" cowdisk create ov.cow --base base.raw --base-format raw
 serve ov.cow
 must "disk is /dev/ublkb0" is "$NODE" /dev/ublkb0

@@ -15,7 +15,6 @@ load() {
         --group_reporting "$@"
 }
 
-note "kernel $(uname -r)"
 must "create" cowdisk create ov.cow --base base.raw --base-format raw
 serve ov.cow --queues 2 --depth 64
 must "disk is /dev/ublkb0" is "$NODE" /dev/ublkb0

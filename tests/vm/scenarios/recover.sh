@@ -71,7 +71,6 @@ everything_is_there() {
     check "e2fsck finds nothing" e2fsck -fn "$NODE"
 }
 
-note "kernel $(uname -r)"
 must "create an overlay on a raw base" cowdisk create ov.cow --base base.raw --base-format raw
 serve ov.cow
 must "disk is /dev/ublkb0" is "$NODE" /dev/ublkb0

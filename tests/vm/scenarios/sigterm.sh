@@ -9,7 +9,6 @@ write_in_the_background() {
     WRITER=$!
 }
 
-note "kernel $(uname -r)"
 must "create" cowdisk create ov.cow --base base.raw --base-format raw
 serve ov.cow
 must "mkfs.ext4" mkfs.ext4 -q -F "$NODE"

@@ -4,7 +4,6 @@
 # shellcheck source=lib.sh
 . /vm/lib.sh
 
-note "kernel $(uname -r)"
 check "ublk driver is loaded" test -c /dev/ublk-control
 check "cowdisk --version works" cowdisk --version
 check_exit 64 "cowdisk refuses a wrong option with 64" cowdisk create --no-such-option

@@ -4,7 +4,6 @@
 # shellcheck source=lib.sh
 . /vm/lib.sh
 
-note "kernel $(uname -r)"
 must "create" cowdisk create ov.cow --base base.raw --base-format raw
 serve ov.cow
 must "mkfs.ext4" mkfs.ext4 -q -F "$NODE"
