@@ -35,6 +35,8 @@ pub const MAX_RECORD_BYTES: usize = 2900;
 pub const MAX_QUEUES: usize = 64;
 /// Longest path hint stored in a superblock, in bytes.
 pub const MAX_PATH_BYTES: usize = 1024;
+/// Longest name of a file, in bytes, as Linux has it.
+pub const MAX_FILE_NAME_BYTES: usize = 255;
 /// Longest snapshot name, in bytes.
 pub const MAX_NAME_BYTES: usize = 100;
 /// Longest host name and control socket path stored in a superblock, in bytes.

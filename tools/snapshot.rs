@@ -1,13 +1,99 @@
 //! `cowdisk snapshot`
 
-use cowdisk::error::{Error, Kind, Result};
+use std::path::PathBuf;
 
-use crate::output::Output;
+use cowdisk::chain::{SnapshotName, image_file, split_name};
+use cowdisk::error::{Error, Kind, Result, printable};
+use cowdisk::ops::{self, Snapshot, process};
+use cowdisk::storage::uring::Uring;
+use serde::Serialize;
 
-/// Not yet.
+use crate::engine;
+use crate::output::{Output, beside};
+
+/// Take a snapshot: the disk as it is now, kept in a read-only file of its own
+///
+/// The image's path stays the disk. IMAGE@NAME is the snapshot from then on; its file is made beside the image.
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+#[command(after_help = "\
+Examples:
+  cowdisk snapshot vm.cow@before-upgrade
+  cowdisk snapshot system.cow@monday data.cow@monday")]
+pub(crate) struct Args {
+    /// The image and the snapshot's name
+    #[arg(value_name = "IMAGE@NAME", required = true)]
+    snapshots: Vec<PathBuf>,
+}
 
-pub(crate) fn run(_args: Args, _out: &Output) -> Result<u8> {
-    Err(Error::new(Kind::Unsupported, "not yet"))
+#[derive(Serialize)]
+struct Taken {
+    snapshots: Vec<One>,
+}
+
+#[derive(Serialize)]
+struct One {
+    image: String,
+    name: String,
+    path: String,
+    layer_id: String,
+}
+
+pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
+    let wanted = args.snapshots.iter().map(parse).collect::<Result<Vec<_>>>()?;
+    refuse_one_image_twice(&wanted)?;
+    let mut taken = Vec::new();
+    for (image, name) in wanted {
+        let snapshot = take(image.clone(), name.clone())?;
+        if let Some(text) = recovered(&snapshot) {
+            out.note(format!("{}: {text}", image.display()));
+        }
+        let path = beside(&image, &snapshot.path).to_string_lossy().into_owned();
+        if !out.json() {
+            out.line(printable(&path))?;
+        }
+        taken.push(One {
+            image: image.to_string_lossy().into_owned(),
+            name: name.as_str().to_owned(),
+            path,
+            layer_id: snapshot.sb.layer.to_string(),
+        });
+    }
+    if out.json() {
+        out.object(&Taken { snapshots: taken })?;
+    }
+    Ok(0)
+}
+
+fn parse(given: &PathBuf) -> Result<(PathBuf, SnapshotName)> {
+    match split_name(given)? {
+        (image, Some(name)) => Ok((image, name)),
+        (_, None) => Err(Error::new(Kind::Usage, "a snapshot is called IMAGE@NAME").at(given)),
+    }
+}
+
+fn refuse_one_image_twice(wanted: &[(PathBuf, SnapshotName)]) -> Result<()> {
+    let mut seen = Vec::new();
+    for (image, _) in wanted {
+        let real = image_file(&Uring, image)?;
+        if seen.contains(&real) {
+            return Err(Error::new(Kind::Usage, "one snapshot of an image at a time").at(image));
+        }
+        seen.push(real);
+    }
+    Ok(())
+}
+
+fn take(image: PathBuf, name: SnapshotName) -> Result<Snapshot> {
+    engine::run(async move {
+        ops::snapshot(&Uring, &image, &name, &engine::to_write(), process::is_mount_point).await
+    })
+}
+
+/// What opening the image had to do, in a few words.
+fn recovered(snapshot: &Snapshot) -> Option<String> {
+    let recovery = &snapshot.report.recovery;
+    recovery.needed.then(|| {
+        let (applied, left) = (recovery.applied, recovery.left_out.len());
+        format!("recovered: {applied} journal records applied, {left} unacknowledged ones left out")
+    })
 }

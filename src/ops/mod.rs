@@ -3,10 +3,12 @@
 mod create;
 mod info;
 pub mod process;
+mod snapshot;
 mod walk;
 
 pub use create::{BaseFormat, CreateOptions, create};
 pub use info::{LayerInfo, info, info_chain};
+pub use snapshot::{Snapshot, snapshot};
 pub use walk::{Chain, Link, find_snapshot, locate, read_superblock, walk};
 
 use std::path::Path;

@@ -1,5 +1,6 @@
 //! This process and others of this host, as images name them.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::format::Holder;
@@ -20,6 +21,36 @@ pub fn is_here(holder: &Holder) -> bool {
     holder.host == host_name()
 }
 
+/// True if something is mounted on the file `path`, which is absolute and without symbolic links: a rename cannot
+/// replace it.
+pub fn is_mount_point(path: &Path) -> bool {
+    let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    mounts.split(|&b| b == b'\n').any(|line| {
+        let place = line.split(|&b| b == b' ').nth(4).unwrap_or_default();
+        unescape(place) == path.as_os_str().as_bytes()
+    })
+}
+
+/// Undoes the octal escapes of blanks and backslashes in mountinfo.
+fn unescape(escaped: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(escaped.len());
+    let mut rest = escaped;
+    while let Some((&first, tail)) = rest.split_first() {
+        let code = tail.get(..3).and_then(|t| u8::from_str_radix(std::str::from_utf8(t).ok()?, 8).ok());
+        match code.filter(|_| first == b'\\') {
+            Some(byte) => {
+                plain.push(byte);
+                rest = tail.get(3..).unwrap_or_default();
+            }
+            None => {
+                plain.push(first);
+                rest = tail;
+            }
+        }
+    }
+    plain
+}
+
 /// The host's name, cut to what a superblock holds.
 fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -29,6 +60,13 @@ fn host_name() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mount_points_are_found_by_their_plain_names() {
+        assert_eq!(unescape(br"/a\040b\134c\9"), br"/a b\c\9");
+        assert!(is_mount_point(Path::new("/proc")));
+        assert!(!is_mount_point(Path::new("/proc/self")));
+    }
 
     #[test]
     fn this_process_is_alive() {

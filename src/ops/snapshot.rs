@@ -1,0 +1,190 @@
+//! `snapshot` of an image that nobody serves: the head becomes a sealed layer, an empty overlay takes its place.
+//!
+//! Every crash point leaves an openable image with everything that was acknowledged. The names on disk, in order:
+//!
+//! | after                          | found by the next open for writing                                       |
+//! |--------------------------------|--------------------------------------------------------------------------|
+//! | the overlay is made            | an empty layer under a temporary name: removed                           |
+//! | the head's link, not synced    | as before, or as after the next line                                     |
+//! | the directory's sync           | a head with a second name: the name is removed, there is no snapshot     |
+//! | the rename, not synced         | as before, or as after the next line                                     |
+//! | the directory's sync           | an overlay on an unsealed parent: the parent is recovered and sealed     |
+//! | the seal                       | the snapshot                                                             |
+
+use std::path::{Path, PathBuf};
+
+use super::walk::find_snapshot;
+use crate::chain::{
+    OpenOptions, OpenReport, SnapshotName, hints_between, image_file, open_chain, snapshot_path,
+    temporary_path,
+};
+use crate::error::{Error, Kind, Result};
+use crate::format::{Parent, Sealed, Superblock};
+use crate::layer::{self, Head, NewLayer};
+use crate::limits;
+use crate::storage::{File, Lock, Meta, Storage};
+use crate::units::BLOCK;
+
+/// A snapshot that was taken.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Its file.
+    pub path: PathBuf,
+    /// Its superblock.
+    pub sb: Superblock,
+    /// What opening the image did.
+    pub report: OpenReport,
+}
+
+/// Takes the snapshot `name` of `image`, which nobody has open. `options` are for writing; `is_mount_point` tells whether
+/// a file cannot be replaced because something is mounted on it.
+///
+/// # Errors
+/// `Exists`, `InUse`, and whatever keeps the image from being opened for writing: then nothing has changed, except that
+/// the image may have been recovered. An error of the last step, the seal, leaves the snapshot taken; the next open for
+/// writing finishes it.
+pub async fn snapshot<S: Storage>(
+    storage: &S,
+    image: &Path,
+    name: &SnapshotName,
+    options: &OpenOptions,
+    is_mount_point: fn(&Path) -> bool,
+) -> Result<Snapshot> {
+    let head = image_file(storage, image)?;
+    let target = snapshot_path(&head, name);
+    check_names(storage, &head, &target, name, options).await?;
+    if is_mount_point(&head) {
+        let text = "it is a mount point of its own, so no new head can take its place";
+        return Err(Error::new(Kind::Unsupported, text).at(&head));
+    }
+    let (image, report) = open_chain(storage, &head, options).await?;
+    let Some(old) = &image.head else {
+        return Err(Error::new(Kind::Usage, "a snapshot opens the image for writing").at(&head));
+    };
+    if let Err(Broken { error, replaced }) = replace_head(storage, old, &target).await {
+        if !replaced {
+            // The image is as it was; that it could not be closed matters less than why.
+            let _ = image.close().await;
+        }
+        return Err(error);
+    }
+    let time_ns = storage.now_ns();
+    old.seal(Sealed { name: name.as_str().to_owned(), time_ns }).await.map_err(|e| e.at(&target))?;
+    Ok(Snapshot { path: target, sb: old.superblock(), report })
+}
+
+/// Nothing may be called like the new snapshot, neither a file nor a layer of the chain.
+async fn check_names<S: Storage>(
+    storage: &S,
+    head: &Path,
+    target: &Path,
+    name: &SnapshotName,
+    options: &OpenOptions,
+) -> Result<()> {
+    let file_name = target.file_name().unwrap_or_default();
+    if file_name.len() > limits::MAX_FILE_NAME_BYTES {
+        return Err(Error::new(Kind::BadName, "the name of its file would be too long").at(target));
+    }
+    if let Ok(meta) = storage.meta(target) {
+        // A second name of the head itself is left over from a snapshot that was broken off.
+        if storage.meta(head).is_ok_and(|h| h.id == meta.id) {
+            return Ok(());
+        }
+        return Err(Error::new(Kind::Exists, "it exists").at(target));
+    }
+    match find_snapshot(storage, head, name, &options.search).await {
+        Ok(path) => Err(Error::new(Kind::Exists, "it is the snapshot of that name").at(path)),
+        Err(e) if e.kind() == Kind::NotFound => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+/// Why the head could not be replaced.
+struct Broken {
+    error: Error,
+    /// It may have been.
+    replaced: bool,
+}
+
+/// Everything up to the moment at which the head's path names a new overlay and `target` the old head, durably.
+async fn replace_head<S: Storage>(
+    storage: &S,
+    old: &Head<S>,
+    target: &Path,
+) -> std::result::Result<(), Broken> {
+    let head = old.path();
+    let unchanged = |error: Error| Broken { error, replaced: false };
+    let mut random = [0; 4];
+    storage.random(&mut random).map_err(|e| unchanged(Error::io("read random bytes", e)))?;
+    let temporary = temporary_path(head, random);
+    // Held until the head has been sealed: nobody opens the new head before.
+    let _overlay = make_overlay(storage, old, target, &temporary).await.map_err(unchanged)?;
+    let mut linked = false;
+    let replaced = put_in_place(storage, head, target, &temporary, &mut linked);
+    replaced.map_err(|error| {
+        // As long as the temporary name is there, the rename has not been done.
+        let undone = storage.unlink(&temporary).is_ok();
+        if undone && linked {
+            let _ = storage.unlink(target);
+        }
+        Broken { error, replaced: !undone }
+    })
+}
+
+/// The new head, empty, durable and locked, under a temporary name.
+async fn make_overlay<S: Storage>(
+    storage: &S,
+    old: &Head<S>,
+    target: &Path,
+    temporary: &Path,
+) -> Result<S::File> {
+    let head = old.path();
+    let meta = old.reader.file.meta().map_err(|e| Error::io("stat", e).at(head))?;
+    let file = layer::create(storage, temporary, &overlay(&old.superblock(), &meta, head, target)).await?;
+    let finished = finish_overlay(&file, &meta).await;
+    if finished.is_err() {
+        let _ = storage.unlink(temporary);
+    }
+    finished.map_err(|e| e.at(temporary))?;
+    Ok(file)
+}
+
+fn overlay(sb: &Superblock, meta: &Meta, head: &Path, target: &Path) -> NewLayer {
+    NewLayer {
+        disk: Some(sb.disk),
+        virtual_size: sb.virtual_size,
+        sector_size: sb.sector_size,
+        journal: sb.ring().map_or(limits::DEFAULT_JOURNAL_BYTES, |ring| ring.blocks * BLOCK),
+        parent: Parent::Layer { layer: sb.layer, root_crc: None, hints: hints_between(head, target) },
+        mode: 0o600,
+        owner: Some((meta.uid, meta.gid)),
+    }
+}
+
+async fn finish_overlay<F: File>(file: &F, head: &Meta) -> Result<()> {
+    if !file.try_lock(Lock::Exclusive).map_err(|e| Error::io("lock", e))? {
+        return Err(Error::new(Kind::InUse, "another process took the new layer's lock"));
+    }
+    file.set_mode(head.mode).map_err(|e| Error::io("set mode", e))?;
+    file.sync_data().await.result.map_err(|e| Error::io("fdatasync", e))?;
+    Ok(())
+}
+
+/// The two changes of names. `linked` tells how far it came.
+fn put_in_place<S: Storage>(
+    storage: &S,
+    head: &Path,
+    target: &Path,
+    temporary: &Path,
+    linked: &mut bool,
+) -> Result<()> {
+    let dir = head.parent().unwrap_or(Path::new(""));
+    let sync = || storage.sync_dir(dir).map_err(|e| Error::io("sync directory", e).at(dir));
+    storage.link(head, target).map_err(|e| Error::io("make the snapshot's name", e).at(target))?;
+    *linked = true;
+    // The old head's second name is durable before its first one goes: it never has none.
+    sync()?;
+    storage.rename(temporary, head).map_err(|e| Error::io("replace the head", e).at(head))?;
+    // The new head is durable before the old one is sealed: a sealed head could not be opened for writing.
+    sync()
+}

@@ -1,0 +1,94 @@
+//! A process that serves or changes an image on a simulated disk.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use cowdisk::chain::{Access, Image, ImageQueue, OpenOptions, OpenReport, open_chain};
+use cowdisk::device::Queue;
+use cowdisk::error::Result;
+use cowdisk::format::Holder;
+use cowdisk::limits::MIN_JOURNAL_BYTES;
+use cowdisk::ops::{CreateOptions, create};
+use cowdisk::storage::sim::{SimDisk, spawn};
+use cowdisk::storage::{FileKind, IoBuf};
+
+pub(crate) const IMAGE: &str = "/d/vm.cow";
+pub(crate) const BLOCK: usize = 4096;
+/// Blocks of the disk; not a whole number of spans.
+pub(crate) const BLOCKS: usize = 200;
+
+/// What each block of the disk is filled with; 0: never written.
+pub(crate) type Content = Vec<u8>;
+
+pub(crate) fn to_write() -> OpenOptions {
+    let me = Holder { pid: 1, host: "sim".into(), socket: String::new() };
+    OpenOptions { alive: |_| false, ..OpenOptions::new(Access::Write(me)) }
+}
+
+pub(crate) fn to_read() -> OpenOptions {
+    OpenOptions::new(Access::Read { lock: true })
+}
+
+/// Makes an empty image with a small journal.
+pub(crate) fn create_image(disk: &SimDisk) {
+    disk.put_special("/d", FileKind::Directory);
+    let size = Some((BLOCKS * BLOCK) as u64);
+    let options = CreateOptions { size, journal: Some(MIN_JOURNAL_BYTES), ..CreateOptions::default() };
+    disk.block_on(create(disk, Path::new(IMAGE), &options)).unwrap();
+}
+
+/// Runs `work` on the open image in a process of its own, which ends with it: its locks go, nothing is closed.
+pub(crate) fn serve<T>(
+    disk: &SimDisk,
+    path: &Path,
+    options: OpenOptions,
+    work: impl AsyncFnOnce(Served) -> T,
+) -> Result<T> {
+    disk.block_on(async { Ok(work(Served::open(disk, path, options).await?).await) })
+}
+
+/// An open image with a queue and what it needs in the background.
+pub(crate) struct Served {
+    pub(crate) image: Arc<Image<SimDisk>>,
+    pub(crate) queue: Rc<ImageQueue<SimDisk>>,
+    pub(crate) report: OpenReport,
+}
+
+impl Served {
+    async fn open(disk: &SimDisk, path: &Path, options: OpenOptions) -> Result<Served> {
+        let (image, report) = open_chain(disk, path, &options).await?;
+        let image = Arc::new(image);
+        let queue = ImageQueue::new(image.clone());
+        for _ in 0..4 {
+            drop(spawn(queue.clone().runner()));
+        }
+        let (a, b, c) = (image.clone(), image.clone(), image.clone());
+        drop(spawn(async move { a.run_growth().await }));
+        drop(spawn(async move { b.run_ring_growth().await }));
+        drop(spawn(async move { c.run_checkpoints().await }));
+        Ok(Served { image, queue, report })
+    }
+
+    pub(crate) async fn write(&self, block: usize, fill: u8) {
+        let buf = IoBuf::from_slice(&[fill; BLOCK]);
+        self.queue.write((block * BLOCK) as u64, buf, false).await.unwrap();
+    }
+
+    pub(crate) async fn read_all(&self) -> Content {
+        let mut content = Vec::with_capacity(BLOCKS);
+        let buf = IoBuf::zeroed(BLOCK);
+        for block in 0..BLOCKS {
+            self.queue.read((block * BLOCK) as u64, buf.clone()).await.unwrap();
+            let bytes = buf.to_vec();
+            assert!(bytes.iter().all(|b| *b == bytes[0]), "block {block} is mixed");
+            content.push(bytes[0]);
+        }
+        content
+    }
+
+    pub(crate) async fn close(self) {
+        self.queue.close();
+        self.image.close().await.unwrap();
+    }
+}

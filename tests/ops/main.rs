@@ -1,0 +1,4 @@
+//! Operations on images, on the simulated disk.
+
+mod machine;
+mod snapshot;
