@@ -3,16 +3,17 @@
 use std::cell::Cell;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use cowdisk::error::{Error, Kind, Result, printable};
 use serde::Serialize;
 
 /// Where a command's words go.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Output {
     json: bool,
     /// Nobody reads stdout any more: that is success.
-    closed: Cell<bool>,
+    closed: Rc<Cell<bool>>,
 }
 
 #[derive(Serialize)]
@@ -31,7 +32,7 @@ struct JsonErrorBody<'a> {
 
 impl Output {
     pub(crate) fn new(json: bool) -> Output {
-        Output { json, closed: Cell::new(false) }
+        Output { json, closed: Rc::default() }
     }
 
     /// True if results are to be one JSON object.
@@ -52,6 +53,14 @@ impl Output {
         self.bytes(text.as_ref().as_bytes())?;
         self.bytes(b"\n")?;
         self.flush()
+    }
+
+    /// Prints a part of a result, buffered.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub(crate) fn text(&self, text: impl AsRef<str>) -> Result<()> {
+        self.bytes(text.as_ref().as_bytes())
     }
 
     /// Prints raw bytes of a result (paths for other programs), buffered.
@@ -81,9 +90,7 @@ impl Output {
     /// # Errors
     /// As [`Output::line`].
     pub(crate) fn object(&self, value: &impl Serialize) -> Result<()> {
-        let text = serde_json::to_string(value)
-            .map_err(|e| Error::new(Kind::Io, format!("cannot be put into JSON: {e}")))?;
-        self.line(text)
+        self.line(json(value)?)
     }
 
     /// Tells the user something that is no result.
@@ -112,6 +119,11 @@ impl Output {
         }
         Ok(())
     }
+}
+
+/// `value` as one line of JSON.
+pub(crate) fn json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| Error::new(Kind::Io, format!("cannot be put into JSON: {e}")))
 }
 
 fn json_error(error: &Error) -> String {

@@ -242,7 +242,8 @@ async fn read_journal<F: File>(file: &F, sb: &Superblock, path: &Path) -> Result
     Ok((Some(kept), replay))
 }
 
-fn install(pending: &PendingMap, records: &[crate::format::Record]) {
+/// Installs replayed records, in their order.
+pub fn install(pending: &PendingMap, records: &[crate::format::Record]) {
     // What replay replaces is not put into limbo: the walk for holes finds it free.
     let mut freed = Vec::new();
     for record in records {

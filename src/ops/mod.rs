@@ -1,13 +1,17 @@
 //! What commands do to images: they return values and print nothing.
 
+mod check;
 mod create;
 mod info;
+mod map;
 pub mod process;
 mod snapshot;
 mod walk;
 
+pub use check::{CheckOptions, CheckReport, Code, Finding, Findings, Severity, Status, check};
 pub use create::{BaseFormat, CreateOptions, create};
 pub use info::{LayerInfo, info, info_chain};
+pub use map::{MapRun, RunState, map};
 pub use snapshot::{Snapshot, snapshot};
 pub use walk::{Chain, Link, find_snapshot, locate, read_superblock, walk};
 

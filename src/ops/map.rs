@@ -1,0 +1,219 @@
+//! `map`: where the content of a disk is, run by run, for the whole chain.
+//!
+//! One pass over the disk, leaf by leaf of each layer's tree: holes cost nothing, whatever their size, and memory is one
+//! leaf for each layer.
+
+use std::ops::{ControlFlow, Range};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::chain::{ChainLayer, Image};
+use crate::error::Result;
+use crate::format::{Place, TreeRoot};
+use crate::map::{Change, Node, Slot};
+use crate::storage::Storage;
+use crate::units::{BLOCK, VBlock, blocks_for};
+
+/// What a run reads as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RunState {
+    /// Bytes of a layer or of the base.
+    Data,
+    /// Zeros that a layer says are there.
+    Zero,
+    /// Zeros because nothing was ever written.
+    Hole,
+}
+
+/// A run of the disk that comes from one place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapRun<'a> {
+    /// First byte of the disk.
+    pub start: u64,
+    /// Bytes.
+    pub length: u64,
+    /// What it reads as.
+    pub state: RunState,
+    /// The file that says so; `None` for a hole.
+    pub layer: Option<&'a Path>,
+    /// First byte in that file, of data.
+    pub offset: Option<u64>,
+}
+
+/// Calls `found` with every run of the disk, in order, neighbours of one kind joined, until it breaks.
+///
+/// # Errors
+/// A tree node that cannot be read, with path and offset.
+pub async fn map<'a, S: Storage>(
+    image: &'a Image<S>,
+    found: impl FnMut(MapRun<'a>) -> ControlFlow<()>,
+) -> Result<()> {
+    let size = image.geometry().size;
+    let end = VBlock(blocks_for(size));
+    let mut cursors: Vec<Cursor<'a, S>> = Vec::with_capacity(image.layers.len());
+    let mut reach = end;
+    for layer in &image.layers {
+        // Behind the end of a smaller parent there is nothing, whatever lies below it.
+        reach = reach.min(VBlock(blocks_for(layer.size)));
+        cursors.push(Cursor::new(layer, reach));
+    }
+    let mut joiner = Joiner { size, last: None, found };
+    let mut next = VBlock(0);
+    while next < end {
+        let (piece, place) = top_piece(image, &mut cursors, next..end, reach).await?;
+        next = piece.end;
+        if joiner.push(piece, place).is_break() {
+            return Ok(());
+        }
+    }
+    let _ = joiner.flush();
+    Ok(())
+}
+
+/// Where a piece of the disk is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Piece<'a> {
+    Hole,
+    Zero(&'a Path),
+    /// The file and the first byte in it.
+    Data(&'a Path, u64),
+}
+
+/// The piece that begins at `within.start`: from the topmost layer that maps it, or the base.
+async fn top_piece<'a, S: Storage>(
+    image: &'a Image<S>,
+    cursors: &mut [Cursor<'a, S>],
+    within: Range<VBlock>,
+    reach: VBlock,
+) -> Result<(Range<VBlock>, Piece<'a>)> {
+    let mut rest = within;
+    for cursor in cursors {
+        let (until, place) = cursor.at(rest.start).await?;
+        rest.end = rest.end.min(until);
+        let path = cursor.layer.reader.path.as_path();
+        match place {
+            None => {}
+            Some(Place::Zero) => return Ok((rest, Piece::Zero(path))),
+            Some(Place::Data(p)) => return Ok((rest, Piece::Data(path, p.pos()))),
+        }
+    }
+    let base_end = image.base.as_ref().map_or(0, |b| blocks_for(b.size)).min(reach.0);
+    match &image.base_path {
+        Some(path) if rest.start.0 < base_end => {
+            rest.end = rest.end.min(VBlock(base_end));
+            Ok((rest.clone(), Piece::Data(path, rest.start.pos())))
+        }
+        _ => Ok((rest, Piece::Hole)),
+    }
+}
+
+/// What one layer maps, for questions in ascending order.
+struct Cursor<'a, S: Storage> {
+    layer: &'a ChainLayer<S::File>,
+    root: TreeRoot,
+    /// Behind it the layer has no say.
+    end: VBlock,
+    /// What the journal holds on top of the tree, in order, and how far it has been gone through.
+    changes: Vec<Change>,
+    passed: usize,
+    /// The leaf for the blocks of the range.
+    leaf: Option<(Arc<Node>, Range<VBlock>)>,
+}
+
+impl<'a, S: Storage> Cursor<'a, S> {
+    fn new(layer: &'a ChainLayer<S::File>, end: VBlock) -> Cursor<'a, S> {
+        let changes = layer.pending.as_ref().map_or_else(Vec::new, |p| p.frozen_changes(Slot(0)));
+        Cursor { layer, root: layer.reader.root(), end, changes, passed: 0, leaf: None }
+    }
+
+    /// What the layer says of `block`, and up to which block it says the same.
+    async fn at(&mut self, block: VBlock) -> Result<(VBlock, Option<Place>)> {
+        if block >= self.end {
+            return Ok((VBlock(u64::MAX), None));
+        }
+        let (until, place) = self.in_journal(block);
+        if place.is_some() {
+            return Ok((until.min(self.end), place));
+        }
+        let (tree_until, place) = self.in_tree(block).await?;
+        Ok((until.min(tree_until).min(self.end), place))
+    }
+
+    fn in_journal(&mut self, block: VBlock) -> (VBlock, Option<Place>) {
+        let behind = |c: &Change| c.vblock.plus(c.blocks) <= block;
+        while self.changes.get(self.passed).is_some_and(behind) {
+            self.passed += 1;
+        }
+        match self.changes.get(self.passed) {
+            None => (self.end, None),
+            Some(c) if c.vblock > block => (c.vblock, None),
+            Some(c) => (c.vblock.plus(c.blocks), Some(skipped(c.place, block.0 - c.vblock.0))),
+        }
+    }
+
+    async fn in_tree(&mut self, block: VBlock) -> Result<(VBlock, Option<Place>)> {
+        if self.leaf.as_ref().is_none_or(|(_, range)| !range.contains(&block)) {
+            let leaf = self.layer.reader.tree.leaf(&self.root, block).await;
+            self.leaf = leaf.map_err(|e| e.at(&self.layer.reader.path))?;
+        }
+        let Some((node, range)) = &self.leaf else { return Ok((self.end, None)) };
+        let Node::Leaf(leaf) = &**node else { unreachable!("level 0 is verified as a leaf") };
+        let index = leaf.extents.partition_point(|e| e.vblock.plus(u64::from(e.blocks)) <= block);
+        Ok(match leaf.extents.get(index) {
+            None => (range.end, None),
+            Some(e) if e.vblock > block => (e.vblock, None),
+            Some(e) => (e.vblock.plus(u64::from(e.blocks)), Some(skipped(e.place, block.0 - e.vblock.0))),
+        })
+    }
+}
+
+/// The place of a block that is `blocks` behind the one that is at `place`.
+fn skipped(place: Place, blocks: u64) -> Place {
+    match place {
+        Place::Zero => Place::Zero,
+        Place::Data(p) => Place::Data(p.plus(blocks)),
+    }
+}
+
+/// Joins neighbours and hands them on.
+struct Joiner<'a, F> {
+    size: u64,
+    last: Option<(Range<VBlock>, Piece<'a>)>,
+    found: F,
+}
+
+impl<'a, F: FnMut(MapRun<'a>) -> ControlFlow<()>> Joiner<'a, F> {
+    fn push(&mut self, piece: Range<VBlock>, place: Piece<'a>) -> ControlFlow<()> {
+        if let Some((range, last)) = &mut self.last
+            && follows(range, *last, place)
+        {
+            range.end = piece.end;
+            return ControlFlow::Continue(());
+        }
+        let flow = self.flush();
+        self.last = Some((piece, place));
+        flow
+    }
+
+    fn flush(&mut self) -> ControlFlow<()> {
+        let Some((range, place)) = self.last.take() else { return ControlFlow::Continue(()) };
+        let start = range.start.pos();
+        let length = range.end.pos().min(self.size) - start;
+        let (state, layer, offset) = match place {
+            Piece::Hole => (RunState::Hole, None, None),
+            Piece::Zero(path) => (RunState::Zero, Some(path), None),
+            Piece::Data(path, offset) => (RunState::Data, Some(path), Some(offset)),
+        };
+        (self.found)(MapRun { start, length, state, layer, offset })
+    }
+}
+
+/// True if `next`, which begins where `range` ends, goes on with what `last` is.
+fn follows(range: &Range<VBlock>, last: Piece<'_>, next: Piece<'_>) -> bool {
+    match (last, next) {
+        (Piece::Data(a, at), Piece::Data(b, then)) => {
+            a == b && at + (range.end.0 - range.start.0) * BLOCK == then
+        }
+        (last, next) => last == next,
+    }
+}
