@@ -14,9 +14,9 @@ use parking_lot::Mutex;
 use super::control::Control;
 use super::features::{self, Features};
 use super::mailbox::Order;
-use super::mapping::Descriptors;
 use super::queue::{QueueSpec, QueueThread, commands};
 use super::stats::Stats;
+use super::sys::Descriptors;
 use super::uapi::{CtrlDevInfo, MAX_IO_BYTES, MAX_NR_QUEUES, MAX_QUEUE_DEPTH, NO_DEVICE, flag};
 use super::{bounds, node, params};
 use crate::device::Disk;
@@ -130,14 +130,19 @@ impl Device {
         self.prepare_threads(disk)?;
         self.attach_threads()?;
         self.control.get_mut().start(id)?;
-        self.node = node::wait_for_disk(id)?;
-        // QUIESCE came right after the driver learned to notice the death of its server by itself.
-        if self.outlives_its_server() && !self.features().has(flag::QUIESCE) {
-            let result = node::shorten_timeout(id);
-            self.warnings
-                .extend(result.err().map(|e| format!("io_timeout: {e}: recovery may take 30 seconds")));
+        let node = node::wait_for_disk(id)?;
+        if self.features().has(flag::QUIESCE) {
+            self.wish("partitions", node::read_partitions(&node));
+        } else if self.outlives_its_server() {
+            // QUIESCE came right after the driver learned to notice the death of its server by itself.
+            self.wish("io_timeout (recovery may take 30 seconds)", node::shorten_timeout(id));
         }
         Ok(())
+    }
+
+    /// Something that is not vital.
+    pub(super) fn wish(&mut self, what: &str, result: std::io::Result<()>) {
+        self.warnings.extend(result.err().map(|e| format!("{what}: {e}")));
     }
 
     /// Starts a thread for each queue; when this returns they need nothing more than the character device.

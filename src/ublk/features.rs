@@ -19,7 +19,8 @@ const WANTED: Features = Features(
         | flag::USER_RECOVERY_REISSUE
         | flag::CMD_IOCTL_ENCODE
         | flag::QUIESCE
-        | flag::SAFE_STOP_DEV,
+        | flag::SAFE_STOP_DEV
+        | flag::NO_AUTO_PART_SCAN,
 );
 
 /// Flags that change what a fetch delivers or a commit expects. None of them is asked for.

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
-use super::mapping::Descriptors;
+use super::sys::Descriptors;
 use crate::Result;
 use crate::device::Errno;
 

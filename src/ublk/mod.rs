@@ -14,13 +14,13 @@ mod device;
 mod features;
 mod inspect;
 mod mailbox;
-mod mapping;
 mod node;
 mod params;
 mod queue;
 mod recovery;
 mod request;
 mod stats;
+mod sys;
 pub mod uapi;
 
 pub use control::Control;
@@ -56,6 +56,8 @@ mod bounds {
     pub(super) const THREAD: Duration = Duration::from_secs(30);
     /// `/dev/ublkcN` and `/dev/ublkbN` appear (devtmpfs at once, udev later).
     pub(super) const NODE: Duration = Duration::from_secs(10);
+    /// The kernel reads the partition table.
+    pub(super) const PARTITIONS: Duration = Duration::from_secs(2);
     /// Between two looks at something that has no event.
     pub(super) const POLL: Duration = Duration::from_millis(10);
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::bounds;
+use super::{bounds, sys};
 use crate::{Error, Kind, Result};
 
 /// Users of a device that an error names, at most.
@@ -30,11 +30,29 @@ pub(super) fn open_char(id: u32) -> Result<File> {
 }
 
 /// Waits until `/dev/ublkbN` can be opened.
-pub(super) fn wait_for_disk(id: u32) -> Result<PathBuf> {
+pub(super) fn wait_for_disk(id: u32) -> Result<File> {
     let path = block_node(id);
     let not_yet = [libc::ENOENT, libc::ENXIO, libc::EACCES, libc::EBUSY];
-    open_when_there(&path, || File::open(&path), &not_yet)?;
-    Ok(path)
+    open_when_there(&path, || File::open(&path), &not_yet)
+}
+
+/// Reads the partition table, and waits for that. Kernels from 6.18 on do it some time after START_DEV, unless
+/// NO_AUTO_PART_SCAN leaves it to us; before they have done it they answer EINVAL.
+pub(super) fn read_partitions(node: &File) -> io::Result<()> {
+    let end = Instant::now() + bounds::PARTITIONS;
+    loop {
+        match sys::read_partitions(node).map_err(|e| (e.raw_os_error(), e)) {
+            Err((Some(libc::EINVAL), _)) if Instant::now() < end => std::thread::sleep(bounds::POLL),
+            // Somebody uses the disk, or a partition: so they are there.
+            Ok(()) | Err((Some(libc::EBUSY), _)) => return Ok(()),
+            Err((_, e)) => return Err(e),
+        }
+    }
+}
+
+/// True if the kernel has found no partition on the disk.
+pub(super) fn has_no_partitions(id: u32) -> bool {
+    device_numbers(&sys_block(id)).len() < 2
 }
 
 /// Lets the block layer ask the driver about slow requests after a tenth of a second instead of 30 (its own rounding

@@ -20,9 +20,9 @@ use io_uring::{opcode, types};
 
 use super::bounds;
 use super::mailbox::{Mailbox, Order};
-use super::mapping::Descriptors;
 use super::request::{self, Request};
 use super::stats::QueueStats;
+use super::sys::Descriptors;
 use super::uapi::{Command, IoCmd, IoDesc, io, io_result};
 use crate::device::{Disk, Queue};
 use crate::runtime::{self, Op, Payload, RingOptions, Runtime, spawn, thread};

@@ -5,6 +5,7 @@
 //! every tag, and END_USER_RECOVERY lets the requests flow again, those that were in flight first. A write may so
 //! be executed twice.
 
+use std::fs::File;
 use std::time::Instant;
 
 use super::control::Control;
@@ -58,7 +59,14 @@ impl Device {
         self.prepare_threads(disk)?;
         start_recovery(self.control.get_mut(), options)?;
         self.attach_threads()?;
-        self.control.get_mut().end_recovery(options.device_id)
+        let id = options.device_id;
+        self.control.get_mut().end_recovery(id)?;
+        // The last server may have died between the start of the disk and the look for partitions.
+        if self.features().has(flag::QUIESCE) && node::has_no_partitions(id) && node::openers(id).is_empty() {
+            let result = File::open(&self.node).and_then(|node| node::read_partitions(&node));
+            self.wish("partitions", result);
+        }
+        Ok(())
     }
 }
 

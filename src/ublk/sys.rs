@@ -1,6 +1,8 @@
-//! The request descriptors of a queue, which the driver writes and this process reads.
-#![expect(unsafe_code, reason = "a mapping shared with the kernel; the only file that touches it")]
+//! System calls that have no safe wrapper: the mapping of a queue's request descriptors, which the driver writes and
+//! this process reads, and the ioctl that reads a partition table.
+#![expect(unsafe_code, reason = "mmap and ioctl; each block states why it holds")]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
@@ -52,6 +54,19 @@ impl Drop for Descriptors {
     fn drop(&mut self) {
         // SAFETY: mapped in `map` with this length, unmapped once.
         unsafe { libc::munmap(self.start.as_ptr(), self.bytes) };
+    }
+}
+
+/// `BLKRRPART` of `linux/fs.h`.
+const BLKRRPART: libc::Ioctl = 0x125f;
+
+/// Has the kernel read the partition table of the disk `node`, and waits for that.
+pub(super) fn read_partitions(node: &File) -> io::Result<()> {
+    // SAFETY: an ioctl without an argument on an open file.
+    if unsafe { libc::ioctl(node.as_raw_fd(), BLKRRPART) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 
