@@ -151,14 +151,17 @@ impl Device {
         let (fetch, commit) = commands(|command| control.encode(command));
         let CtrlDevInfo { dev_id: device, queue_depth: depth, nr_hw_queues, max_io_buf_bytes, .. } =
             self.info;
+        let mut answers = Vec::new();
         for index in 0..nr_hw_queues {
             let cpus = control.queue_affinity(device, index)?;
             let max_io = max_io_buf_bytes as usize;
             let spec = QueueSpec { device, index, depth, max_io, cpus, fetch, commit };
-            self.threads.push(QueueThread::spawn(disk, spec)?);
+            let (thread, answer) = QueueThread::spawn(disk, spec)?;
+            self.threads.push(thread);
+            answers.push(answer);
         }
-        for thread in &self.threads {
-            self.warnings.extend(thread.wait_prepared()?);
+        for (thread, answer) in self.threads.iter().zip(&answers) {
+            self.warnings.extend(thread.answer(answer)??);
         }
         Ok(())
     }
@@ -345,6 +348,12 @@ pub(super) fn gone_is_fine(result: Result<()>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Device>();
+    }
 
     #[test]
     fn options_have_bounds() {

@@ -44,20 +44,22 @@ pub(super) struct QueueSpec {
     pub(super) commit: u32,
 }
 
+/// The answer of a thread that is prepared: what could not be had and is not vital.
+pub(super) type Prepared = Receiver<Result<Vec<String>>>;
+
 /// Handle on a queue's thread.
 #[derive(Debug)]
 pub(super) struct QueueThread {
     index: u16,
     mailbox: Arc<Mailbox>,
     pub(super) stats: Arc<QueueStats>,
-    /// Answers once: with what could not be had and is not vital.
-    prepared: Receiver<Result<Vec<String>>>,
     thread: JoinHandle<()>,
 }
 
 impl QueueThread {
-    /// Starts the thread, which makes its ring, its buffers and its handle on the disk, and then waits for orders.
-    pub(super) fn spawn<D: Disk>(disk: &D, spec: QueueSpec) -> Result<QueueThread> {
+    /// Starts the thread, which makes its ring, its buffers and its handle on the disk, says so, and then waits for
+    /// orders. From there on it needs nothing more than the character device.
+    pub(super) fn spawn<D: Disk>(disk: &D, spec: QueueSpec) -> Result<(QueueThread, Prepared)> {
         let (mailbox, stats) = (Arc::new(Mailbox::default()), Arc::new(QueueStats::default()));
         let (sender, prepared) = channel();
         let own =
@@ -67,12 +69,7 @@ impl QueueThread {
             .name(format!("ublk{}q{index}", spec.device))
             .spawn(move || own.run(spec))
             .map_err(|e| Error::io(format!("start of the thread of queue {index}"), e))?;
-        Ok(QueueThread { index, mailbox, stats, prepared, thread })
-    }
-
-    /// Waits until the thread needs nothing more than the character device; gives warnings.
-    pub(super) fn wait_prepared(&self) -> Result<Vec<String>> {
-        self.answer(&self.prepared)?
+        Ok((QueueThread { index, mailbox, stats, thread }, prepared))
     }
 
     /// Fetches every tag; the answer comes from the receiver.
@@ -182,7 +179,7 @@ fn prepare(spec: &QueueSpec) -> Result<(Runtime, IoBuf, Vec<String>)> {
     wish("pinning to the queue's CPUs", thread::pin_within(&spec.cpus).map(drop));
     let buffers = IoBuf::zeroed(usize::from(spec.depth) * spec.max_io);
     wish("locking of buffers", thread::lock_once_used(&buffers));
-    let entries = (u32::from(spec.depth) * 2).next_power_of_two().clamp(64, 4096);
+    let entries = (u32::from(spec.depth) * 2).next_power_of_two().clamp(64, 8192);
     let what = || format!("io_uring_setup for ublk queue {}", spec.index);
     let runtime = Runtime::new(RingOptions { entries }).map_err(|e| Error::io(what(), e))?;
     Ok((runtime, buffers, warnings))
@@ -382,4 +379,96 @@ async fn drained(state: &State) {
 /// The commands of a queue in the encoding that `encode` knows.
 pub(super) fn commands(encode: impl Fn(Command) -> u32) -> (u32, u32) {
     (encode(io::FETCH_REQ), encode(io::COMMIT_AND_FETCH_REQ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Errno, Geometry};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+
+    /// A disk that refuses everything.
+    #[derive(Clone)]
+    struct Refusing;
+    impl Queue for Refusing {
+        async fn read(&self, _: u64, _: IoBuf) -> Result<(), Errno> {
+            Err(Errno(libc::EROFS))
+        }
+        async fn write(&self, _: u64, _: IoBuf, _: bool) -> Result<(), Errno> {
+            Err(Errno(libc::EROFS))
+        }
+        async fn flush(&self) -> Result<(), Errno> {
+            Err(Errno(libc::EROFS))
+        }
+        async fn discard(&self, _: u64, _: u64, _: bool) -> Result<(), Errno> {
+            Err(Errno(libc::EROFS))
+        }
+        async fn write_zeroes(&self, _: u64, _: u64, _: bool, _: bool) -> Result<(), Errno> {
+            Err(Errno(libc::EROFS))
+        }
+    }
+    impl Disk for Refusing {
+        type Queue = Refusing;
+        fn geometry(&self) -> Geometry {
+            Geometry { size: 4096, sector_size: 512, read_only: false, block_size: 4096 }
+        }
+        fn queue(&self, _: usize) -> Rc<Refusing> {
+            Rc::new(Refusing)
+        }
+    }
+
+    /// Runs itself once more, in a process that must not survive the panic of one of its threads.
+    #[test]
+    fn a_panic_in_a_queue_thread_aborts_the_process() {
+        const CHILD: &str = "COWDISK_TEST_PANICS";
+        if std::env::var_os(CHILD).is_some() {
+            let panicking = std::thread::spawn(|| {
+                let _guard = AbortOnPanic;
+                panic!("as the test wants it");
+            });
+            let _ = panicking.join();
+            return;
+        }
+        let name = "ublk::queue::tests::a_panic_in_a_queue_thread_aborts_the_process";
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", name]).env(CHILD, "1").stdout(Stdio::null()).stderr(Stdio::null());
+        assert_eq!(child.status().unwrap().signal(), Some(libc::SIGABRT));
+    }
+
+    #[test]
+    fn a_prepared_thread_that_never_fetched_ends_when_told() {
+        let spec = QueueSpec {
+            device: 0,
+            index: 0,
+            depth: 4,
+            max_io: 4096,
+            cpus: vec![0xff; 128],
+            fetch: 0,
+            commit: 0,
+        };
+        let (thread, prepared) = QueueThread::spawn(&Refusing, spec).unwrap();
+        thread.answer(&prepared).unwrap().unwrap();
+        let (held_in, held) = channel();
+        thread.send(Order::Hold(held_in));
+        thread.answer(&held).unwrap();
+        let (flushed_in, flushed) = channel();
+        thread.send(Order::Flush(flushed_in));
+        assert_eq!(thread.answer(&flushed).unwrap(), Err(Errno(libc::EROFS)));
+        assert!(!thread.is_finished());
+        thread.join(Instant::now() + bounds::THREAD).unwrap();
+    }
+
+    /// The driver's answer to a file that is no ublk device stands for every fetch that fails.
+    #[test]
+    fn a_fetch_that_fails_is_an_error_of_the_start_and_ends_the_thread() {
+        let spec =
+            QueueSpec { device: 0, index: 3, depth: 4, max_io: 4096, cpus: vec![], fetch: 0, commit: 0 };
+        let (thread, prepared) = QueueThread::spawn(&Refusing, spec).unwrap();
+        thread.answer(&prepared).unwrap().unwrap();
+        let file = Arc::new(File::open("/dev/zero").unwrap());
+        let e = thread.answer(&thread.fetch(file)).unwrap().unwrap_err();
+        assert!(e.to_string().starts_with("ublk FETCH_REQ on queue 3: "), "{e}");
+        thread.join(Instant::now() + bounds::THREAD).unwrap();
+    }
 }
