@@ -1,13 +1,11 @@
 //! Running the asynchronous engine from a command.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use cowdisk::chain::{Access, Image, OpenOptions};
+use cowdisk::chain::{Access, OpenOptions};
 use cowdisk::error::{Error, Result};
 use cowdisk::ops::process;
-use cowdisk::runtime::{RingOptions, Runtime, spawn};
-use cowdisk::storage::Storage;
+use cowdisk::runtime::{RingOptions, Runtime};
 
 /// Runs `future` to its end on the calling thread.
 ///
@@ -37,12 +35,4 @@ fn options(access: Access) -> OpenOptions {
 pub(crate) fn search() -> Vec<PathBuf> {
     let path = std::env::var_os("COWDISK_PATH").unwrap_or_default();
     std::env::split_paths(&path).filter(|p| !p.as_os_str().is_empty()).collect()
-}
-
-/// Starts what an image that is open for writing needs beside its requests.
-pub(crate) fn run_background<S: Storage>(image: &Arc<Image<S>>) {
-    let (growth, ring, checkpoints) = (image.clone(), image.clone(), image.clone());
-    drop(spawn(async move { growth.run_growth().await }));
-    drop(spawn(async move { ring.run_ring_growth().await }));
-    drop(spawn(async move { checkpoints.run_checkpoints().await }));
 }

@@ -1,5 +1,6 @@
 //! What commands do to images: they return values and print nothing.
 
+mod bench;
 mod check;
 mod create;
 mod info;
@@ -8,6 +9,7 @@ pub mod process;
 mod snapshot;
 mod walk;
 
+pub use bench::{BenchOptions, BenchResult, Histogram, bench};
 pub use check::{CheckOptions, CheckReport, Code, Finding, Findings, Severity, Status, check};
 pub use create::{BaseFormat, CreateOptions, create};
 pub use info::{LayerInfo, info, info_chain};

@@ -1,8 +1,5 @@
 //! Operations on images, on the simulated disk.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test fails by panicking, and prints what it counted"
-)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, and prints what it counted")]
 
 mod machine;
 mod snapshot;
