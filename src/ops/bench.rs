@@ -237,10 +237,10 @@ impl Places {
             return random.next() % ((self.end - 1) / self.size + 1) * self.size;
         }
         let pos = self.next;
-        self.next = match pos.checked_add(self.step) {
-            Some(next) if next < self.end => next,
-            _ => 0,
-        };
+        // As `qemu-img bench` does: around the end, not back to the start, so that a large odd step visits every place.
+        let disk = self.end - 1 + self.size;
+        let next = (pos % disk + self.step % disk) % disk;
+        self.next = if next < self.end { next } else { 0 };
         pos
     }
 }
@@ -318,6 +318,8 @@ mod tests {
 
     #[test]
     fn requests_wrap_and_stay_inside() {
+        let mut far = Places::new(&options(4096, 12288, 0), 20480).unwrap();
+        assert_eq!([(); 5].map(|()| far.next()), [0, 12288, 4096, 16384, 8192], "every place once");
         let mut places = Places::new(&options(4096, 4096, 8192), 16384).unwrap();
         assert_eq!([(); 4].map(|()| places.next()), [8192, 12288, 0, 4096]);
         let mut places =

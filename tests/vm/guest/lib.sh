@@ -9,7 +9,7 @@ LOG=/tmp/log
 CHECKS=0
 DAEMONS=0
 
-# --- Checks --------------------------------------------------------------------------------------------------------
+# --- Checks ---------------------------------------------------------------------------------------------------------
 
 # report "ok"|"not ok" TEXT. It goes to the kernel's log, too: there one sees what happened when.
 report() {
@@ -44,7 +44,7 @@ must() {
     [ $FAILED = no ] || exit 1
 }
 
-# --- Conditions, for check and wait_for ------------------------------------------------------------------------------
+# --- Conditions, for check and wait_for -----------------------------------------------------------------------------
 
 is() { [ "$1" = "$2" ] || { echo "is: $1" && echo "not: $2" && return 1; }; }
 is_not() { [ "$1" != "$2" ] || { echo "is: $1" && return 1; }; }
@@ -62,7 +62,7 @@ same_bytes() {
     cmp -n "$length" "$@"
 }
 
-# --- Waiting ---------------------------------------------------------------------------------------------------------
+# --- Waiting --------------------------------------------------------------------------------------------------------
 
 uptime_seconds() { cut -d. -f1 /proc/uptime; }
 
@@ -79,13 +79,13 @@ wait_for() {
 # exits STATUS SECONDS PID: this child of ours ends in time, with this status.
 exits() {
     local status=0
-    wait_for "$2" dead "$3"
+    wait_for "$2" dead "$3" || return 1
     # dash prints "Killed" for a child that a signal ended.
     wait "$3" 2>/dev/null || status=$?
     is "$status" "$1"
 }
 
-# --- cowdisk -----------------------------------------------------------------------------------------------------------
+# --- cowdisk --------------------------------------------------------------------------------------------------------
 
 # serve IMAGE [OPTIONS]: starts a daemon and waits until it is ready. Sets SERVE_PID and NODE.
 serve() {
@@ -116,12 +116,13 @@ status_has() {
     grep -Eq "\"state\": *\"$2\"" /tmp/status.json || { cat /tmp/status.json && return 1; }
 }
 
-# How many requests of kind $2 the server of image $1 has had: the number that follows the key.
+# requests IMAGE KIND: how many the server has had, the number after the first such key below "requests" of its status.
 requests() {
-    cowdisk status "$1" --json | tr -d '\n ' | sed -nE "s/.*\"requests\":\{[^}]*\"$2(es|s)?\":([0-9]+).*/\2/p" | head -n 1 | grep . || echo 0
+    cowdisk status "$1" --json | tr -d '\n ' | sed 's/^.*"requests"://' |
+        grep -oE "\"$2(es|s)?\":(\{\"[a-z_]+\":)?[0-9]+" | head -n 1 | grep -oE '[0-9]+$' || echo 0
 }
 
-# --- Disks -------------------------------------------------------------------------------------------------------------
+# --- Disks ----------------------------------------------------------------------------------------------------------
 
 name_of() { basename "$1"; }
 
