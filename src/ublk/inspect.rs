@@ -121,12 +121,19 @@ fn wait_until_unserved(control: &mut Control, id: u32, tag: u64) -> Result<()> {
     loop {
         let info = control.device_info(id)?;
         check_tag(&info, tag)?;
-        if info.state != state::LIVE {
+        let (served, alive) = match info.state {
+            state::LIVE => (true, node::life_of(info.ublksrv_pid) == Life::Alive),
+            // Without a disk the driver names no server: one that starts, or ends, has the character device open.
+            state::DEAD => (node::char_is_open(id), true),
+            _ => (false, false),
+        };
+        if !served {
             return Ok(());
         }
-        let alive = node::life_of(info.ublksrv_pid) == Life::Alive;
         if begin.elapsed() > if alive { bounds::ALIVE } else { bounds::OLD_SERVER } {
-            let message = format!("the device is served by process {}", info.ublksrv_pid);
+            let pid = info.ublksrv_pid;
+            let who = if pid > 0 { format!("process {pid}") } else { "another process".to_owned() };
+            let message = format!("the device is served by {who}");
             return Err(Error::new(Kind::InUse, message).at(node::block_node(id)));
         }
         std::thread::sleep(bounds::POLL);

@@ -17,6 +17,10 @@ pub(super) fn block_node(id: u32) -> PathBuf {
     PathBuf::from(format!("/dev/ublkb{id}"))
 }
 
+fn char_node(id: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/ublkc{id}"))
+}
+
 fn sys_block(id: u32) -> PathBuf {
     PathBuf::from(format!("/sys/block/ublkb{id}"))
 }
@@ -24,9 +28,15 @@ fn sys_block(id: u32) -> PathBuf {
 /// Opens `/dev/ublkcN`. Its node appears with ADD_DEV (devtmpfs), or a little later (udev). Only one process at a
 /// time can have it open: EBUSY means that the old server is not gone yet.
 pub(super) fn open_char(id: u32) -> Result<File> {
-    let path = PathBuf::from(format!("/dev/ublkc{id}"));
+    let path = char_node(id);
     let not_yet = [libc::ENOENT, libc::ENXIO, libc::ENODEV, libc::EACCES, libc::EBUSY];
     open_when_there(&path, || OpenOptions::new().read(true).write(true).open(&path), &not_yet)
+}
+
+/// True if a process has the device's character device open.
+pub(super) fn char_is_open(id: u32) -> bool {
+    let open = OpenOptions::new().read(true).write(true).open(char_node(id));
+    matches!(open, Err(e) if e.raw_os_error() == Some(libc::EBUSY))
 }
 
 /// Waits until `/dev/ublkbN` can be opened.
