@@ -144,8 +144,16 @@ impl Error {
     }
     /// The message with offset and cause, without the path.
     pub fn message(&self) -> String {
+        self.text(self.offset)
+    }
+    /// The message with its cause, without its place.
+    pub fn without_place(&self) -> String {
+        self.text(None)
+    }
+
+    fn text(&self, offset: Option<u64>) -> String {
         let mut text = self.message.clone();
-        if let Some(offset) = self.offset {
+        if let Some(offset) = offset {
             text.push_str(&format!(" at offset {offset}"));
         }
         if let Some(source) = &self.source {

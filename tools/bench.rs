@@ -74,7 +74,7 @@ pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
         flush_interval: args.flush_interval,
     };
     let result = engine::run(async move {
-        let path = ops::locate(&Uring, &image, &engine::search()).await?;
+        let path = engine::locate(&image).await?;
         let open = if options.write { engine::to_write() } else { engine::to_read() };
         ops::bench(&Uring, &path, &open, &options).await
     })?;

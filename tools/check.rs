@@ -58,9 +58,8 @@ struct Finding {
 pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
     let Args { image, data, chain } = args;
     let report = engine::run(async move {
-        let search = engine::search();
-        let path = ops::locate(&Uring, &image, &search).await?;
-        ops::check(&Uring, &path, &CheckOptions { data, chain, search }).await
+        let path = engine::locate(&image).await?;
+        ops::check(&Uring, &path, &CheckOptions { data, chain, search: engine::search() }).await
     })?;
     if out.json() {
         out.object(&report_of(&report))?;

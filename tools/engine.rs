@@ -1,11 +1,12 @@
 //! Running the asynchronous engine from a command.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cowdisk::chain::{Access, OpenOptions};
 use cowdisk::error::{Error, Result};
-use cowdisk::ops::process;
+use cowdisk::ops::{self, process};
 use cowdisk::runtime::{RingOptions, Runtime};
+use cowdisk::storage::uring::Uring;
 
 /// Runs `future` to its end on the calling thread.
 ///
@@ -15,6 +16,16 @@ pub(crate) fn run<T: 'static>(future: impl Future<Output = Result<T>> + 'static)
     let runtime =
         Runtime::new(RingOptions::default()).map_err(|e| Error::io("set up io_uring on this host", e))?;
     runtime.block_on(future)
+}
+
+/// The real file of `IMAGE` or `IMAGE@NAME`, which is to be read now.
+///
+/// # Errors
+/// As [`ops::locate`].
+pub(crate) async fn locate(given: &Path) -> Result<PathBuf> {
+    let path = ops::locate(&Uring, given, &search()).await?;
+    ops::settle(&Uring, &path, process::is_gone).await?;
+    Ok(path)
 }
 
 /// Opens that write nothing, and look for parents in `COWDISK_PATH` too.

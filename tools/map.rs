@@ -39,7 +39,7 @@ struct Run {
 pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
     let lister = Rc::new(Lister::new(out.clone()));
     engine::run(async move {
-        let path = ops::locate(&Uring, &args.image, &engine::search()).await?;
+        let path = engine::locate(&args.image).await?;
         let (image, _) = open_chain(&Uring, &path, &engine::to_read()).await?;
         lister.begin()?;
         let mut printed = Ok(());

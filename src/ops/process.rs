@@ -11,9 +11,18 @@ pub fn holder(socket: &str) -> Holder {
     Holder { pid: std::process::id(), host: host_name(), socket: socket.to_owned() }
 }
 
-/// True if a process of this number lives on this host.
+/// True if a process of this number lives on this host. One that has ended and that nobody has waited for does not.
 pub fn is_alive(pid: u32) -> bool {
-    Path::new("/proc").join(pid.to_string()).exists()
+    // Behind the name, which is in parentheses and may hold anything, stands the state.
+    let stat = std::fs::read(Path::new("/proc").join(pid.to_string()).join("stat")).unwrap_or_default();
+    let name_end = stat.iter().rposition(|&b| b == b')');
+    let state = name_end.and_then(|at| stat.get(at + 2));
+    state.is_some_and(|s| !b"ZXx".contains(s))
+}
+
+/// True if `holder` was a process of this host and has ended: its lock goes as soon as its last write has landed.
+pub fn is_gone(holder: &Holder) -> bool {
+    is_here(holder) && !is_alive(holder.pid)
 }
 
 /// True if `holder` is or was a process of this host, whose locks can be seen here.

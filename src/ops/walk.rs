@@ -130,11 +130,14 @@ pub async fn find_snapshot<S: Storage>(
     let sb = read_superblock(storage, image).await?;
     let disk = sb.disk;
     let is_it = |sb: &Superblock| sb.sealed.as_ref().is_some_and(|s| s.name == name.as_str());
-    // A chain that cannot be followed to its end may still have a snapshot beside the image.
-    if let Ok(chain) = walk(storage, image, sb, search).await
-        && let Some(link) = chain.layers.into_iter().find(|link| is_it(&link.sb))
-    {
-        return Ok(link.path);
+    let mut seen = BTreeSet::from([sb.layer]);
+    let mut link = Link { path: image.to_path_buf(), sb };
+    // A chain that cannot be followed to its end may still have the snapshot above that place, or beside the image.
+    while let Ok(Below::Layer(parent)) = parent_of(storage, &link, search, &mut seen).await {
+        if is_it(&parent.sb) {
+            return Ok(parent.path);
+        }
+        link = *parent;
     }
     for candidate in beside(storage, image, name) {
         let Ok(real) = image_file(storage, &candidate) else { continue };

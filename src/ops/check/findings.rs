@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::error::Error;
 use crate::units::{BLOCK, PBlock, VBlock};
 
 /// Findings that are kept; more are only counted.
@@ -129,13 +130,14 @@ impl Finding {
         Finding { code, layer, offset: None, vblock: None, length: None, snapshot: String::new(), message }
     }
 
-    pub(super) fn at(mut self, offset: Option<u64>) -> Finding {
-        self.offset = offset;
-        self
+    /// What an error says, at its place in `layer`.
+    pub(super) fn of(code: Code, layer: &Path, error: &Error) -> Finding {
+        Finding { offset: error.at_offset(), ..Finding::new(code, layer, error.without_place()) }
     }
 
-    pub(super) fn block(self, pblock: PBlock) -> Finding {
-        self.at(Some(pblock.pos()))
+    pub(super) fn block(mut self, pblock: PBlock) -> Finding {
+        self.offset = Some(pblock.pos());
+        self
     }
 
     pub(super) fn affects(mut self, blocks: Range<VBlock>) -> Finding {

@@ -75,12 +75,12 @@ async fn superblock<F: File>(file: &F, path: &Path, findings: &mut Findings) -> 
     match read_slots(file, path).await {
         Ok(slots) => {
             if let Some(e) = &slots.damage {
-                findings.add(Finding::new(Code::SuperblockSlot, path, e.message()).at(e.at_offset()));
+                findings.add(Finding::of(Code::SuperblockSlot, path, e));
             }
             Ok(Some(slots))
         }
         Err(e) if e.kind() == Kind::Corrupt && has_magic(file).await => {
-            findings.add(Finding::new(Code::Superblock, path, e.message()).at(e.at_offset()));
+            findings.add(Finding::of(Code::Superblock, path, &e));
             Ok(None)
         }
         Err(e) => Err(e),
@@ -110,7 +110,7 @@ async fn journal<F: File>(
     let found: Scan = match scan(file, ring, sb).await {
         Ok(found) => found,
         Err(e) => {
-            findings.add(Finding::new(Code::Journal, path, e.message()).at(e.at_offset()));
+            findings.add(Finding::of(Code::Journal, path, &e));
             return (pending, sb.high_water);
         }
     };
@@ -126,7 +126,7 @@ async fn journal<F: File>(
                 replayed(path, &replay, findings);
             }
         }
-        Err(e) => findings.add(Finding::new(Code::Journal, path, e.message()).at(e.at_offset())),
+        Err(e) => findings.add(Finding::of(Code::Journal, path, &e)),
     }
     (pending, high_water)
 }
@@ -234,8 +234,7 @@ impl<F: File> LayerCheck<'_, F> {
     fn bad_node(&mut self, range: &Range<VBlock>, error: &Error) {
         let end = VBlock(self.sb.virtual_blocks());
         let lost = range.start.min(end)..range.end.min(end);
-        let finding = Finding::new(Code::TreeNode, self.path, error.message()).at(error.at_offset());
-        self.findings.add(finding.affects(lost));
+        self.findings.add(Finding::of(Code::TreeNode, self.path, error).affects(lost));
     }
 
     fn inside_disk(&mut self, range: &Range<VBlock>) {

@@ -51,7 +51,7 @@ pub async fn check<S: Storage>(storage: &S, path: &Path, options: &CheckOptions)
         let checked = layer::check_layer(storage, &path, options.data, top, &mut findings).await;
         let checked = match checked {
             Err(e) if !top => {
-                findings.add(Finding::new(Code::Unfinished, &path, e.message()));
+                findings.add(Finding::of(Code::Unfinished, &path, &e));
                 break;
             }
             checked => checked?,
@@ -95,5 +95,5 @@ fn parent_finding(child: &Path, error: &Error) -> Finding {
         Kind::Corrupt => Code::Chain,
         _ => Code::Unfinished,
     };
-    Finding::new(code, error.path().unwrap_or(child), error.message())
+    Finding::of(code, error.path().unwrap_or(child), error)
 }

@@ -1,0 +1,13 @@
+//! The command, from outside: what it prints, how it exits, what it leaves on disk.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bench;
+mod check;
+mod create;
+mod hostile;
+mod image;
+mod info;
+mod map;
+mod places;
+mod run;
+mod snapshot;

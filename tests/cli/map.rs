@@ -1,0 +1,93 @@
+//! `map`
+
+use std::fs;
+
+use serde_json::Value;
+use tempfile::tempdir;
+
+use crate::image::{BLOCK, Change, End, change, make};
+use crate::run::{keys, run};
+
+/// Start, length (in blocks), state, file name, and the byte that fills the run.
+type Run = (u64, u64, String, Option<String>, Option<u8>);
+
+fn runs(dir: &std::path::Path, image: &str) -> Vec<Run> {
+    let map = run(dir, ["map", "--json", image]).json();
+    assert_eq!(keys(&map), ["runs"]);
+    let one = |run: &Value| {
+        assert_eq!(keys(run), ["layer", "length", "offset", "start", "state"]);
+        let file = run["layer"].as_str().map(|l| l.rsplit('/').next().unwrap().to_owned());
+        let fill =
+            run["offset"].as_u64().map(|at| fs::read(run["layer"].as_str().unwrap()).unwrap()[at as usize]);
+        let blocks = |key: &str| run[key].as_u64().unwrap() / BLOCK;
+        (blocks("start"), blocks("length"), run["state"].as_str().unwrap().to_owned(), file, fill)
+    };
+    map["runs"].as_array().unwrap().iter().map(one).collect()
+}
+
+fn data(start: u64, length: u64, file: &str, fill: u8) -> Run {
+    (start, length, "data".into(), Some(file.into()), Some(fill))
+}
+
+fn zero(start: u64, length: u64, file: &str) -> Run {
+    (start, length, "zero".into(), Some(file.into()), None)
+}
+
+fn hole(start: u64, length: u64) -> Run {
+    (start, length, "hole".into(), None, None)
+}
+
+#[test]
+fn runs_name_the_layer_that_holds_them() {
+    let dir = tempdir().unwrap();
+    fs::write(dir.path().join("base.raw"), vec![9; 40 * 4096]).unwrap();
+    run(dir.path(), ["create", "vm.cow", "--base", "base.raw", "--base-format", "raw", "--size", "1M"]).ok();
+    let head = dir.path().join("vm.cow");
+    assert_eq!(runs(dir.path(), "vm.cow"), [data(0, 40, "base.raw", 9), hole(40, 216)]);
+    change(&head, &[Change::Write(10, 10, 1), Change::Discard(38, 4)], End::Closed);
+    run(dir.path(), ["snapshot", "vm.cow@s1"]).ok();
+    change(&head, &[Change::Write(15, 1, 2), Change::Write(100, 2, 3)], End::Closed);
+    let expected = [
+        data(0, 10, "base.raw", 9),
+        data(10, 5, "vm@s1.cow", 1),
+        data(15, 1, "vm.cow", 2),
+        data(16, 4, "vm@s1.cow", 1),
+        data(20, 18, "base.raw", 9),
+        zero(38, 4, "vm@s1.cow"),
+        hole(42, 58),
+        data(100, 2, "vm.cow", 3),
+        hole(102, 154),
+    ];
+    assert_eq!(runs(dir.path(), "vm.cow"), expected);
+    assert_eq!(runs(dir.path(), "vm.cow@s1")[1], data(10, 10, "vm@s1.cow", 1));
+    // What a dead process left in the journal counts.
+    change(&head, &[Change::Write(42, 1, 4), Change::Discard(100, 1)], End::Killed);
+    let after = runs(dir.path(), "vm.cow");
+    assert!(after.contains(&data(42, 1, "vm.cow", 4)), "{after:?}");
+    assert!(after.contains(&zero(100, 1, "vm.cow")), "{after:?}");
+    let total: u64 = after.iter().map(|r| r.1).sum();
+    assert_eq!(total, 256);
+    let table = run(dir.path(), ["map", "vm.cow"]);
+    assert_eq!(table.ok().lines().count(), after.len() + 1);
+}
+
+#[test]
+fn nothing_shows_through_behind_the_end_of_a_smaller_parent() {
+    let dir = tempdir().unwrap();
+    fs::write(dir.path().join("base.raw"), vec![9; 40 * 4096]).unwrap();
+    let small = ["create", "small.cow", "--base", "base.raw", "--base-format", "raw", "--size", "64k"];
+    run(dir.path(), small).ok();
+    run(dir.path(), ["snapshot", "small.cow@s"]).ok();
+    run(dir.path(), ["create", "large.cow", "--base", "small@s.cow", "--size", "1M"]).ok();
+    assert_eq!(runs(dir.path(), "large.cow"), [data(0, 16, "base.raw", 9), hole(16, 240)]);
+}
+
+#[test]
+fn a_large_empty_disk_is_one_run_at_once() {
+    let dir = tempdir().unwrap();
+    run(dir.path(), ["create", "vm.cow", "--size", "4096T"]).ok();
+    change(&dir.path().join("vm.cow"), &[Change::Write(1 << 39, 1, 5)], End::Closed);
+    let expected = [hole(0, 1 << 39), data(1 << 39, 1, "vm.cow", 5), hole((1 << 39) + 1, (1 << 39) - 1)];
+    assert_eq!(runs(dir.path(), "vm.cow"), expected);
+    make(dir.path(), "a.cow");
+}
