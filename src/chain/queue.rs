@@ -173,7 +173,9 @@ impl<S: Storage> ImageQueue<S> {
 
     /// A buffer of `len` bytes, page-aligned, with any content.
     pub(super) fn bounce(&self, len: usize) -> Bounce<'_> {
-        let whole = match self.bounces.borrow_mut().pop() {
+        // Not in the match itself: it would be borrowed to the end of it.
+        let kept = self.bounces.borrow_mut().pop();
+        let whole = match kept {
             Some(buf) if buf.len() >= len => buf,
             Some(small) => {
                 self.bounces.borrow_mut().push(small);
