@@ -17,8 +17,10 @@ impl Running {
         let Some((program, arguments)) = command.split_first() else {
             unreachable!("an empty command is no command");
         };
-        let child = Command::new(program).args(arguments).env(variable.0, variable.1).spawn();
-        Ok(Running(child.map_err(|e| Error::io("start the command", e).at(program))?))
+        let mut command = Command::new(program);
+        command.args(arguments).env(variable.0, variable.1);
+        sys::unblock_signals(&mut command);
+        Ok(Running(command.spawn().map_err(|e| Error::io("start the command", e).at(program))?))
     }
 
     /// Its exit status, once it has ended, as a shell tells it: 128 and the signal's number if a signal ended it.

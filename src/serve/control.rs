@@ -189,11 +189,10 @@ impl Server {
     fn stop(&self, mut client: &UnixStream, force: bool) -> io::Result<()> {
         let (answer, answered) = channel();
         let (told, done) = channel();
-        let ending = || Error::new(Kind::InUse, "the daemon is ending");
         let sent = self.events.send(Event::Stop(StopRequest { force, answer, told: done }));
         let result = match sent {
-            Ok(()) => answered.recv().unwrap_or_else(|_| Err(ending())),
-            Err(_) => Err(ending()),
+            Ok(()) => answered.recv().unwrap_or_else(|_| Err(is_ending())),
+            Err(_) => Err(is_ending()),
         };
         match &result {
             Ok(()) => send(client, &json!({ "v": VERSION, "stopped": true }))?,
@@ -216,6 +215,15 @@ fn parse(line: &[u8]) -> Result<Request> {
         return Err(Error::new(Kind::Unsupported, text));
     }
     Ok(request)
+}
+
+fn is_ending() -> Error {
+    Error::new(Kind::NotFound, "the daemon is ending")
+}
+
+/// The answer when it is too late for any other.
+pub(super) fn ending() -> Value {
+    failed(&is_ending())
 }
 
 fn failed(error: &Error) -> Value {

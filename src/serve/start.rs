@@ -9,7 +9,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::background::Background;
-use super::control::{Control, Report, SocketAccess, VERSION};
+use super::control::{self, Control, Report, SocketAccess, VERSION};
 use super::daemon::Event;
 use super::disk::ImageDisk;
 use super::frontend::{Frontend, FrontendKind, SocketOwner};
@@ -215,9 +215,11 @@ impl Starting<'_> {
     }
 
     fn report(&self, entry: &Arc<Mutex<Entry>>) -> Report {
-        let (entry, image, cache_bytes) = (entry.clone(), self.image.clone(), self.options.cache_bytes);
-        let begin = Instant::now();
+        // Weak: when the image is closed its file, and with it the lock, goes at once, whoever is still connected.
+        let (entry, image) = (entry.clone(), Arc::downgrade(self.image));
+        let (cache_bytes, begin) = (self.options.cache_bytes, Instant::now());
         Arc::new(move || {
+            let Some(image) = image.upgrade() else { return control::ending() };
             let entry = entry.lock().clone();
             let status = ImageStatus::of_image(&entry, &image, cache_bytes, begin.elapsed().as_secs());
             let mut value = serde_json::to_value(status).unwrap_or_default();

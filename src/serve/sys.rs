@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::ptr;
 
 /// The signals that end a daemon, and the one that says that a child of it ended.
@@ -55,6 +57,21 @@ impl Signals {
         let number = i32::try_from(info.ssi_signo).unwrap_or(libc::SIGTERM);
         Ok(Signal { number, to_group: info.ssi_code == libc::SI_KERNEL })
     }
+}
+
+/// Lets `command` start with no signal blocked; by itself it would inherit what this process has blocked.
+pub(super) fn unblock_signals(command: &mut Command) {
+    let unblock = || {
+        // SAFETY: the set is initialized by sigemptyset before it is read, and lives over the calls.
+        let error = unsafe {
+            let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+            libc::sigemptyset(set.as_mut_ptr());
+            libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), ptr::null_mut())
+        };
+        if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
+    };
+    // SAFETY: between fork and exec it calls only functions that are safe in a signal handler, and allocates nothing.
+    unsafe { command.pre_exec(unblock) };
 }
 
 /// Sends `signal` to a child of ours that was not waited for yet.

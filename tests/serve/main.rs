@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, reason = "modules of one test program")]
 
 mod bench;
+#[expect(dead_code, reason = "shared with the tests of the NBD server")]
 #[path = "../nbd/client.rs"]
 mod client;
 mod command;
