@@ -201,7 +201,8 @@ impl Server {
         let _ = told.send(());
         if result.is_ok() {
             client.set_read_timeout(None)?;
-            client.read(&mut [0])?;
+            // Until the client has seen the answer and closes.
+            while client.read(&mut [0])? > 0 {}
         }
         Ok(())
     }

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use cowdisk::format::{
-    Area, Child, DiskId, ForeignFormat, Holder, InnerNode, LayerId, LeafExtent, LeafNode, Parent, PathHints, Place, Sealed,
-    Superblock, TreeRoot,
+    Area, Child, DiskId, ForeignFormat, Holder, InnerNode, LayerId, LeafExtent, LeafNode, Parent, PathHints,
+    Place, Sealed, Superblock, TreeRoot,
 };
 use cowdisk::units::{PBlock, Seq, VBlock};
 use tempfile::tempdir;

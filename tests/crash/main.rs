@@ -4,6 +4,12 @@
 //! crashed (death of the process, loss of power, and one after the other), recovered, and compared with what the
 //! promises of the design allow. Every failure names the seed and the operation index that reproduce it.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and prints its counts"
+)]
+
 mod explore;
 mod faults;
 mod oracle;
