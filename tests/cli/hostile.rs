@@ -121,7 +121,7 @@ fn superblocks_with_impossible_fields() {
         ("root 0 height 0", |sb| sb.root.crc = 7),
         ("durable_seq 0 below cut 9", |sb| sb.cut = Seq(9)),
         ("1 record areas", |sb| sb.sealed = Some(Sealed { name: "x".into(), time_ns: 0 })),
-        ("snapshot name is too long", |sb| {
+        ("is too long or has characters", |sb| {
             sb.sealed = Some(Sealed { name: "x".repeat(101), time_ns: 0 });
             sb.areas.clear();
         }),

@@ -45,7 +45,12 @@ pub(crate) fn serve<T>(
     options: OpenOptions,
     work: impl AsyncFnOnce(Served) -> T,
 ) -> Result<T> {
-    disk.block_on(async { Ok(work(Served::open(disk, path, options).await?).await) })
+    let result = disk.block_on(async { Ok(work(Served::open(disk, path, options).await?).await) });
+    // What the dead process had in flight lands, and its locks go.
+    while disk.in_flight() > 0 {
+        disk.complete(0);
+    }
+    result
 }
 
 /// An open image with a queue and what it needs in the background.

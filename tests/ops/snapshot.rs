@@ -7,7 +7,7 @@ use std::rc::Rc;
 use cowdisk::chain::SnapshotName;
 use cowdisk::device::Queue;
 use cowdisk::error::{Error, Kind};
-use cowdisk::ops::{find_snapshot, read_superblock, snapshot};
+use cowdisk::ops::{CheckOptions, Code, check, find_snapshot, read_superblock, snapshot};
 use cowdisk::storage::Storage;
 use cowdisk::storage::sim::{Crash, Executor, Fault, FaultKind, Faults, SimDisk};
 
@@ -106,6 +106,11 @@ fn reopen(disk: &SimDisk, place: &str) -> (Content, bool) {
         content
     };
     assert_eq!(serve(disk, head, to_write(), second).unwrap_or_else(bad), content, "{place}");
+    let whole = CheckOptions { data: true, chain: true, ..CheckOptions::default() };
+    let report = disk.block_on(check(disk, head, &whole)).unwrap_or_else(|e| panic!("{place}: {e}"));
+    // A file that was being made may be there for ever.
+    let harm = report.findings.kept().iter().find(|f| f.code != Code::LeftoverFile);
+    assert!(harm.is_none(), "{place}: {harm:?}");
     let snapshot = match disk.block_on(find_snapshot(disk, head, &name(), &[])) {
         Ok(path) => path,
         Err(e) if e.kind() == Kind::NotFound => return (content, false),
