@@ -168,6 +168,12 @@ impl Control {
         Ok(())
     }
 
+    /// DEL_DEV_ASYNC: the number is free again when the last user of the disk has let go of it.
+    pub(super) fn delete_later(&mut self, id: u32) -> Result<()> {
+        self.run(&Call::new(admin::DEL_DEV_ASYNC, id))?;
+        Ok(())
+    }
+
     /// START_USER_RECOVERY; the raw answer, since EBUSY and EINVAL have meanings of their own.
     pub(super) fn start_recovery(&mut self, id: u32) -> Result<i32> {
         let call = Call::new(admin::START_USER_RECOVERY, id);

@@ -232,7 +232,7 @@ impl Device {
         let id = self.info.dev_id;
         stop_disk(self.control.get_mut(), id, force, true)?;
         self.end_threads()?;
-        gone_is_fine(self.control.get_mut().delete(id))
+        delete_disk(self.control.get_mut(), id, force)
     }
 
     /// Waits for the ends of the threads: they come when the driver has taken all tags away, or had given none.
@@ -331,6 +331,19 @@ pub(super) fn stop_disk(control: &mut Control, id: u32, force: bool, served: boo
     gone_is_fine(control.stop(id))
 }
 
+/// Removes a stopped device. One that was taken away from its users is not quite gone before the last of them has let
+/// go of it, and nobody waits for that.
+pub(super) fn delete_disk(control: &mut Control, id: u32, force: bool) -> Result<()> {
+    if force && gone_is_fine(control.delete_later(id)).is_ok() {
+        return Ok(());
+    }
+    match gone_is_fine(control.delete(id)) {
+        // Before 6.9 the driver can only wait; the bound is over.
+        Err(e) if force && e.kind() == Kind::Io => Ok(()),
+        other => other,
+    }
+}
+
 fn in_use(id: u32) -> Error {
     let users = node::openers(id);
     let message = if users.is_empty() { "the device is open".to_owned() } else { users.join(", ") };
@@ -338,7 +351,7 @@ fn in_use(id: u32) -> Error {
 }
 
 /// Somebody else removed the device: what was wanted is there.
-pub(super) fn gone_is_fine(result: Result<()>) -> Result<()> {
+fn gone_is_fine(result: Result<()>) -> Result<()> {
     match result {
         Err(e) if e.kind() == Kind::NotFound => Ok(()),
         other => other,

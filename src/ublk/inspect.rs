@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::bounds;
 use super::control::Control;
-use super::device::{gone_is_fine, stop_disk};
+use super::device::{delete_disk, stop_disk};
 use super::features::Features;
 use super::node::{self, Life};
 use super::recovery::check_tag;
@@ -112,7 +112,7 @@ pub fn remove_waiting(id: u32, tag: u64, force: bool) -> Result<()> {
     let mut control = Control::open()?;
     wait_until_unserved(&mut control, id, tag)?;
     stop_disk(&mut control, id, force, false)?;
-    gone_is_fine(control.delete(id))
+    delete_disk(&mut control, id, force)
 }
 
 /// A server that was just killed may need a moment; one that lives is refused.
