@@ -14,4 +14,5 @@ mod explore;
 mod faults;
 mod oracle;
 mod sequences;
+mod space;
 mod world;
