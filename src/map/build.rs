@@ -2,18 +2,19 @@
 //!
 //! Leaves that changes fall into are read, merged and written anew; then the inner nodes above them, up to a new
 //! root. Neighbouring changed nodes under one parent are repacked together, so that a region that was written
-//! randomly and then sequentially shrinks again. Nothing of the old tree is overwritten.
+//! randomly and then sequentially shrinks again; and what shrank takes in a neighbour that fits, so that nodes
+//! emptied one by one do not stay. Nothing of the old tree is overwritten.
 
 use std::future::Future;
 use std::ops::Range;
 
+use super::leaves::{Changes, LeafGroup, Piece, leaf_bytes};
 use super::nodes::Node;
 use super::pending::{Change, Freed};
-use super::tree::{END, Tree};
+use super::tree::{END, Located, Tree};
 use crate::error::{Error, Kind, Result};
 use crate::format::{
-    Child, INNER_CAPACITY, InnerNode, LEAF_BODY_BYTES, LEAF_CRC_BYTES, LEAF_EXTENT_BYTES, LeafExtent,
-    LeafNode, MAX_EXTENT_BLOCKS, MAX_LEAF_START, MAX_ZERO_BLOCKS, Place, TreeRoot,
+    Child, INNER_CAPACITY, InnerNode, LEAF_BODY_BYTES, LeafNode, MAX_LEAF_START, Place, TreeRoot,
 };
 use crate::limits::MAX_TREE_HEIGHT;
 use crate::storage::File;
@@ -43,10 +44,24 @@ pub struct Built {
     pub removed: u64,
 }
 
+/// The most nodes that a build can write: for changes of `entries` blocks, and ends of zero ranges, in a tree of
+/// `nodes` nodes and this height, on a disk of `blocks` blocks.
+///
+/// A block touches one node of each level. Each of them is written anew and may have been full, so that there are
+/// two of it; a block adds 28 bytes at most, the headers of the two extents that it cuts an old one into. Above
+/// 16 TiB a leaf also ends where its offsets do.
+pub fn most_nodes(entries: u64, nodes: u64, height: u32, blocks: u64) -> u64 {
+    let touched = entries.saturating_mul(u64::from(height.max(1))).min(nodes);
+    let far = 2 * (blocks / MAX_LEAF_START);
+    2 * touched + touched / 64 + entries / 100 + far + 2 * u64::from(MAX_TREE_HEIGHT)
+}
+
 /// What one level hands up: in the parent that holds `removed`, these children are replaced.
 struct Edit {
     removed: Vec<VBlock>,
     added: Vec<Child>,
+    /// Where the range of the removed ones ends.
+    end: VBlock,
 }
 
 struct Builder<'a, F, S> {
@@ -56,6 +71,8 @@ struct Builder<'a, F, S> {
     keep_zeros: bool,
     by: Seq,
     built: Built,
+    /// Levels of the new tree below what [`Builder::grow`] adds.
+    height: u32,
 }
 
 /// Folds `changes` (sorted, disjoint) into the tree at `root`. `keep_zeros`: the layer has a parent, so zeros must
@@ -71,7 +88,8 @@ pub async fn build<F: File, S: NodeSink>(
     if changes.is_empty() {
         return Ok(Built { root, ..Built::default() });
     }
-    let mut builder = Builder { tree, root, sink, keep_zeros, by, built: Built::default() };
+    let mut builder =
+        Builder { tree, root, sink, keep_zeros, by, built: Built::default(), height: root.height.max(1) };
     let mut edits = builder.leaves(changes).await?;
     for level in 1..u16::try_from(root.height).unwrap_or(u16::MAX) {
         edits = builder.inner(level, edits).await?;
@@ -85,42 +103,40 @@ impl<F: File, S: NodeSink> Builder<'_, F, S> {
     /// Level 0: merges the changes with the leaves they fall into.
     async fn leaves(&mut self, changes: &[Change]) -> Result<Vec<Edit>> {
         let mut edits = Vec::new();
-        let mut group = LeafGroup::default();
-        let mut rest = Changes { list: changes, skip: 0 };
+        let mut rest = Changes::new(changes);
+        let mut open: Option<LeafGroup> = None;
         while let Some(key) = rest.next_block() {
             let at = self.tree.descend(&self.root, 0, key).await?;
-            let (old, range, parent) = match &at {
-                None => (None, VBlock(0)..END, VBlock(0)..END),
-                Some(at) => {
-                    let Node::Leaf(leaf) = &*at.node else { unreachable!("level 0 is verified as a leaf") };
-                    (Some(leaf), at.range.clone(), at.parent.clone())
-                }
+            let (range, parent) = match &at {
+                None => (VBlock(0)..END, VBlock(0)..END),
+                Some(at) => (at.range.clone(), at.parent.clone()),
             };
-            if !group.continues(&range, &parent) {
-                self.close_leaves(&mut group, &mut edits).await?;
+            if let Some(group) = open.as_mut().filter(|g| !g.continues(&range, &parent)) {
+                self.widen_leaves(group, &edits, range.start).await?;
             }
-            group.parent = parent;
-            group.end = Some(range.end);
+            if let Some(done) = open.take_if(|g| !g.continues(&range, &parent)) {
+                edits.push(self.close_leaves(done).await?);
+            }
+            let group = open.get_or_insert_with(|| LeafGroup::new(range.clone(), parent));
             if let Some(at) = &at {
                 group.removed.push(at.child.first);
                 self.free_node(at.child.pblock);
             }
-            self.merge_leaf(&mut group, old, &mut rest, range.end);
+            group.range.end = range.end;
+            self.merge_leaf(group, at.as_ref().map(leaf_of).transpose()?, &mut rest);
         }
-        self.close_leaves(&mut group, &mut edits).await?;
+        if let Some(mut group) = open {
+            self.widen_leaves(&mut group, &edits, END).await?;
+            edits.push(self.close_leaves(group).await?);
+        }
         Ok(edits)
     }
 
-    /// Merges one old leaf with the changes below `end` into the group.
-    fn merge_leaf(
-        &mut self,
-        group: &mut LeafGroup,
-        old: Option<&LeafNode>,
-        rest: &mut Changes<'_>,
-        end: VBlock,
-    ) {
-        let mut olds = old.map(|leaf| leaf.extents.iter()).unwrap_or_default();
-        let mut current = olds.next().map(|e| Piece::of(old, e));
+    /// Merges one old leaf with the changes in its range into the group.
+    fn merge_leaf(&mut self, group: &mut LeafGroup, old: Option<&LeafNode>, rest: &mut Changes<'_>) {
+        let end = group.range.end;
+        let mut olds = old.into_iter().flat_map(|leaf| leaf.extents.iter().map(move |e| Piece::of(leaf, e)));
+        let mut current = olds.next();
         while let Some(change) = rest.take_below(end) {
             let change_end = change.end();
             // Old pieces in front of the change stay; what it covers is freed.
@@ -136,71 +152,123 @@ impl<F: File, S: NodeSink> Builder<'_, F, S> {
                         self.free(p.plus(from.0 - piece.vblock.0), (to.0 - from.0) as u32);
                     }
                 }
-                current = behind.or_else(|| olds.next().map(|e| Piece::of(old, e)));
+                current = behind.or_else(|| olds.next());
             }
             if change.place != Place::Zero || self.keep_zeros {
                 group.push(change);
             }
         }
-        while let Some(piece) = current.take() {
-            group.push(piece);
-            current = olds.next().map(|e| Piece::of(old, e));
-        }
+        current.into_iter().chain(olds).for_each(|piece| group.push(piece));
     }
 
-    async fn close_leaves(&mut self, group: &mut LeafGroup, edits: &mut Vec<Edit>) -> Result<()> {
-        let group = std::mem::take(group);
-        if group.end.is_none() {
-            return Ok(());
+    /// Takes in unchanged neighbours under the same parent that fit into the room a shrunken group has: first the one
+    /// in front, if `closed` does not name it, then those behind up to `until`, the next changed leaf.
+    async fn widen_leaves(&mut self, group: &mut LeafGroup, closed: &[Edit], until: VBlock) -> Result<()> {
+        let floor = closed.last().map_or(VBlock(0), |e| e.end).max(group.parent.start);
+        if group.room() >= LEAF_BODY_BYTES / 2 && group.range.start > floor {
+            let at = self.neighbour(0, VBlock(group.range.start.0 - 1)).await?;
+            let leaf = leaf_of(&at)?;
+            if leaf_bytes(leaf) <= group.room() {
+                self.free_node(at.child.pblock);
+                group.prepend(leaf, at.child.first, at.range.start);
+            }
         }
+        let until = until.min(group.parent.end);
+        while group.room() >= LEAF_BODY_BYTES / 2 && group.range.end < until {
+            let at = self.neighbour(0, group.range.end).await?;
+            let leaf = leaf_of(&at)?;
+            if leaf_bytes(leaf) > group.room() {
+                break;
+            }
+            self.free_node(at.child.pblock);
+            group.removed.push(at.child.first);
+            group.push_leaf(leaf);
+            group.range.end = at.range.end;
+        }
+        Ok(())
+    }
+
+    async fn neighbour(&self, level: u16, key: VBlock) -> Result<Located> {
+        let at = self.tree.descend(&self.root, level, key).await?;
+        at.ok_or_else(|| Error::corrupt("tree node: the tree lost a level"))
+    }
+
+    async fn close_leaves(&mut self, group: LeafGroup) -> Result<Edit> {
         let mut added = Vec::new();
         for leaf in group.pack() {
             let first = leaf.extents.first().map_or(VBlock(0), |e| e.vblock);
             added.push(self.write(first, &Node::Leaf(leaf), 0).await?);
         }
-        edits.push(Edit { removed: group.removed, added });
-        Ok(())
+        Ok(Edit { removed: group.removed, added, end: group.range.end })
     }
 
     /// Level `level` above the leaves: replaces the children that the edits name.
     async fn inner(&mut self, level: u16, edits: Vec<Edit>) -> Result<Vec<Edit>> {
         let mut up: Vec<Edit> = Vec::new();
-        let mut group: Option<InnerGroup> = None;
+        let mut open: Option<InnerGroup> = None;
         for edit in edits {
             let key = edit.removed.first().copied().unwrap_or_default();
-            if group.as_ref().is_none_or(|g| key >= g.range.end) {
-                let at = self.tree.descend(&self.root, level, key).await?;
-                let at = at.ok_or_else(|| Error::corrupt("tree node: the tree lost a level"))?;
-                let Node::Inner(old) = &*at.node else {
-                    return Err(
-                        Error::corrupt("tree node: a leaf above a leaf").offset(at.child.pblock.pos())
-                    );
-                };
-                self.free_node(at.child.pblock);
-                let joins =
-                    group.as_ref().is_some_and(|g| g.range.end == at.range.start && g.parent == at.parent);
-                let mut next = if joins { group.take().expect("just looked") } else { InnerGroup::default() };
-                if let Some(done) = group.take() {
+            if open.as_ref().is_none_or(|g| key >= g.range.end) {
+                let at = self.neighbour(level, key).await?;
+                if let Some(group) = open.as_mut().filter(|g| !g.continues(&at)) {
+                    self.widen_inner(group, level, &up, at.range.start).await?;
+                }
+                if let Some(done) = open.take_if(|g| !g.continues(&at)) {
                     up.push(self.close_inner(done, level).await?);
                 }
-                next.parent = at.parent.clone();
-                next.range = at.range.clone();
-                next.removed.push(at.child.first);
-                next.children.extend_from_slice(&old.children);
-                group = Some(next);
+                self.free_node(at.child.pblock);
+                open.get_or_insert_with(|| InnerGroup::new(&at)).push(&at)?;
             }
-            let group = group.as_mut().expect("set above");
-            group.apply(edit);
+            if let Some(group) = &mut open {
+                group.apply(edit);
+            }
         }
-        if let Some(done) = group {
-            up.push(self.close_inner(done, level).await?);
+        if let Some(mut group) = open {
+            self.widen_inner(&mut group, level, &up, END).await?;
+            up.push(self.close_inner(group, level).await?);
         }
         Ok(up)
     }
 
+    /// As [`Builder::widen_leaves`].
+    async fn widen_inner(
+        &mut self,
+        group: &mut InnerGroup,
+        level: u16,
+        closed: &[Edit],
+        until: VBlock,
+    ) -> Result<()> {
+        let floor = closed.last().map_or(VBlock(0), |e| e.end).max(group.parent.start);
+        if group.room() >= INNER_CAPACITY / 2 && group.range.start > floor {
+            let at = self.neighbour(level, VBlock(group.range.start.0 - 1)).await?;
+            if inner_of(&at)?.children.len() <= group.room() {
+                self.free_node(at.child.pblock);
+                group.prepend(&at)?;
+            }
+        }
+        let until = until.min(group.parent.end);
+        while group.room() >= INNER_CAPACITY / 2 && group.range.end < until {
+            let at = self.neighbour(level, group.range.end).await?;
+            if inner_of(&at)?.children.len() > group.room() {
+                break;
+            }
+            self.free_node(at.child.pblock);
+            group.push(&at)?;
+        }
+        Ok(())
+    }
+
     async fn close_inner(&mut self, group: InnerGroup, level: u16) -> Result<Edit> {
-        let added = self.write_inner(group.children, level).await?;
-        Ok(Edit { removed: group.removed, added })
+        let InnerGroup { children, removed, range, .. } = group;
+        // A root needs two children: a tree that shrank loses a level each time.
+        let is_root = u32::from(level) + 1 == self.root.height;
+        let added = if is_root && children.len() == 1 {
+            self.height -= 1;
+            children
+        } else {
+            self.write_inner(children, level).await?
+        };
+        Ok(Edit { removed, added, end: range.end })
     }
 
     /// Packs children into as few nodes as hold them, evenly.
@@ -217,16 +285,15 @@ impl<F: File, S: NodeSink> Builder<'_, F, S> {
 
     /// Puts levels above the nodes of the old top level until one root is left.
     async fn grow(&mut self, mut top: Vec<Child>) -> Result<TreeRoot> {
-        let mut height = self.root.height.max(1);
         while top.len() > 1 {
-            if height >= u32::from(MAX_TREE_HEIGHT) {
+            if self.height >= u32::from(MAX_TREE_HEIGHT) {
                 return Err(Error::new(Kind::NoSpace, "the extent tree has reached its greatest height"));
             }
-            top = self.write_inner(top, u16::try_from(height).unwrap_or(u16::MAX)).await?;
-            height += 1;
+            top = self.write_inner(top, u16::try_from(self.height).unwrap_or(u16::MAX)).await?;
+            self.height += 1;
         }
         let Some(root) = top.first() else { return Ok(TreeRoot::default()) };
-        Ok(TreeRoot { pblock: root.pblock, crc: root.crc, height })
+        Ok(TreeRoot { pblock: root.pblock, crc: root.crc, height: self.height })
     }
 
     async fn write(&mut self, first: VBlock, node: &Node, level: u16) -> Result<Child> {
@@ -253,187 +320,7 @@ impl<F: File, S: NodeSink> Builder<'_, F, S> {
     }
 }
 
-/// A run of blocks on its way into a leaf.
-#[derive(Clone, Copy, Debug)]
-struct Piece<'a> {
-    vblock: VBlock,
-    blocks: u64,
-    place: Place,
-    crcs: &'a [u32],
-}
-
-impl<'a> Piece<'a> {
-    fn of(leaf: Option<&'a LeafNode>, extent: &LeafExtent) -> Piece<'a> {
-        let crcs = leaf.map_or(&[][..], |leaf| leaf.crcs_of(extent));
-        Piece { vblock: extent.vblock, blocks: u64::from(extent.blocks), place: extent.place, crcs }
-    }
-
-    fn end(&self) -> VBlock {
-        self.vblock.plus(self.blocks)
-    }
-
-    /// The blocks `range` of the piece, which they overlap.
-    fn part(&self, range: Range<VBlock>) -> Option<Piece<'a>> {
-        let (from, to) = (range.start.max(self.vblock), range.end.min(self.end()));
-        if from >= to {
-            return None;
-        }
-        let skip = from.0 - self.vblock.0;
-        let (place, crcs) = match self.place {
-            Place::Zero => (Place::Zero, self.crcs),
-            Place::Data(p) => {
-                (Place::Data(p.plus(skip)), &self.crcs[skip as usize..(to.0 - self.vblock.0) as usize])
-            }
-        };
-        Some(Piece { vblock: from, blocks: to.0 - from.0, place, crcs })
-    }
-
-    /// What is in front of `range` and what is behind it.
-    fn split_off_range(&self, range: Range<VBlock>) -> (Option<Piece<'a>>, Option<Piece<'a>>) {
-        (self.part(self.vblock..range.start), self.part(range.end..self.end()))
-    }
-}
-
-/// The changes not yet merged; the first one perhaps in part.
-struct Changes<'a> {
-    list: &'a [Change],
-    /// Blocks of the first change that are done.
-    skip: u64,
-}
-
-impl<'a> Changes<'a> {
-    fn next_block(&self) -> Option<VBlock> {
-        self.list.first().map(|c| c.vblock.plus(self.skip))
-    }
-
-    /// The next change, as far as it lies below `end`.
-    fn take_below(&mut self, end: VBlock) -> Option<Piece<'a>> {
-        let change = self.list.first()?;
-        let whole =
-            Piece { vblock: change.vblock, blocks: change.blocks, place: change.place, crcs: &change.crcs };
-        let from = whole.vblock.plus(self.skip);
-        if from >= end {
-            return None;
-        }
-        let to = whole.end().min(end);
-        if to == whole.end() {
-            self.list = &self.list[1..];
-            self.skip = 0;
-        } else {
-            self.skip += to.0 - from.0;
-        }
-        whole.part(from..to)
-    }
-}
-
-/// Extents of neighbouring changed leaves under one parent.
-#[derive(Default)]
-struct LeafGroup {
-    extents: Vec<LeafExtent>,
-    crcs: Vec<u32>,
-    removed: Vec<VBlock>,
-    parent: Range<VBlock>,
-    end: Option<VBlock>,
-}
-
-impl LeafGroup {
-    fn continues(&self, range: &Range<VBlock>, parent: &Range<VBlock>) -> bool {
-        self.end == Some(range.start) && self.parent == *parent
-    }
-
-    /// Adds a piece behind the others, joined with the last one where they are neighbours in both spaces.
-    fn push(&mut self, mut piece: Piece<'_>) {
-        if let Some(last) = self.extents.last_mut() {
-            let room = u64::from(most(last.place).saturating_sub(last.blocks)).min(piece.blocks);
-            let joins = last.vblock.plus(u64::from(last.blocks)) == piece.vblock
-                && match (last.place, piece.place) {
-                    (Place::Zero, Place::Zero) => true,
-                    (Place::Data(a), Place::Data(b)) => a.plus(u64::from(last.blocks)) == b,
-                    _ => false,
-                };
-            if joins && room > 0 {
-                last.blocks += room as u32;
-                self.crcs.extend_from_slice(&piece.crcs[..(room as usize).min(piece.crcs.len())]);
-                match piece.part(piece.vblock.plus(room)..piece.end()) {
-                    Some(left) => piece = left,
-                    None => return,
-                }
-            }
-        }
-        while piece.blocks > 0 {
-            let blocks = piece.blocks.min(u64::from(most(piece.place)));
-            let crc_index = self.crcs.len() as u32;
-            self.extents.push(LeafExtent {
-                vblock: piece.vblock,
-                blocks: blocks as u32,
-                place: piece.place,
-                crc_index,
-            });
-            self.crcs.extend_from_slice(&piece.crcs[..(blocks as usize).min(piece.crcs.len())]);
-            match piece.part(piece.vblock.plus(blocks)..piece.end()) {
-                Some(left) => piece = left,
-                None => return,
-            }
-        }
-    }
-
-    /// Leaves that hold everything, about evenly filled.
-    fn pack(&self) -> Vec<LeafNode> {
-        let total = self.extents.len() * LEAF_EXTENT_BYTES + self.crcs.len() * LEAF_CRC_BYTES;
-        let nodes = total.div_ceil(LEAF_BODY_BYTES).max(1);
-        // A cut may fall into an extent and costs a new extent header: leave room for one.
-        let target = (total.div_ceil(nodes) + LEAF_EXTENT_BYTES).min(LEAF_BODY_BYTES);
-        let mut leaves = Vec::with_capacity(nodes);
-        let mut leaf = LeafNode::default();
-        let mut used = 0;
-        for extent in &self.extents {
-            let mut left = Piece {
-                vblock: extent.vblock,
-                blocks: u64::from(extent.blocks),
-                place: extent.place,
-                crcs: match extent.place {
-                    Place::Data(_) => &self.crcs[extent.crc_index as usize..][..extent.blocks as usize],
-                    Place::Zero => &[],
-                },
-            };
-            loop {
-                let base = leaf.extents.first().map_or(left.vblock, |e| e.vblock);
-                let per_block = if left.crcs.is_empty() { 0 } else { LEAF_CRC_BYTES };
-                let room = target.saturating_sub(used + LEAF_EXTENT_BYTES);
-                let fits = room.checked_div(per_block).map_or(left.blocks, |blocks| blocks as u64);
-                let reachable = left.vblock.0 - base.0 <= MAX_LEAF_START
-                    && used + LEAF_EXTENT_BYTES + per_block <= target;
-                if !reachable || fits == 0 {
-                    leaves.push(std::mem::take(&mut leaf));
-                    used = 0;
-                    continue;
-                }
-                let take = left.blocks.min(fits);
-                let crc_index = leaf.crcs.len() as u32;
-                let crcs = &left.crcs[..(take as usize).min(left.crcs.len())];
-                leaf.crcs.extend_from_slice(crcs);
-                leaf.extents.push(LeafExtent {
-                    vblock: left.vblock,
-                    blocks: take as u32,
-                    place: left.place,
-                    crc_index,
-                });
-                used += LEAF_EXTENT_BYTES + crcs.len() * LEAF_CRC_BYTES;
-                match left.part(left.vblock.plus(take)..left.end()) {
-                    Some(more) => left = more,
-                    None => break,
-                }
-            }
-        }
-        if !leaf.extents.is_empty() {
-            leaves.push(leaf);
-        }
-        leaves
-    }
-}
-
-/// Children of neighbouring changed inner nodes under one parent.
-#[derive(Default)]
+/// Children of neighbouring inner nodes under one parent.
 struct InnerGroup {
     children: Vec<Child>,
     removed: Vec<VBlock>,
@@ -442,6 +329,41 @@ struct InnerGroup {
 }
 
 impl InnerGroup {
+    /// Begins with the node at `at`, which is to be pushed next.
+    fn new(at: &Located) -> InnerGroup {
+        let start = at.range.start;
+        InnerGroup {
+            children: Vec::new(),
+            removed: Vec::new(),
+            range: start..start,
+            parent: at.parent.clone(),
+        }
+    }
+
+    fn continues(&self, at: &Located) -> bool {
+        self.range.end == at.range.start && self.parent == at.parent
+    }
+
+    /// Children that the nodes needed for the group have room for; see [`LeafGroup::room`].
+    fn room(&self) -> usize {
+        let children = self.children.len();
+        (children.div_ceil(INNER_CAPACITY) * INNER_CAPACITY / 8 * 7).saturating_sub(children)
+    }
+
+    fn push(&mut self, at: &Located) -> Result<()> {
+        self.children.extend_from_slice(&inner_of(at)?.children);
+        self.removed.push(at.child.first);
+        self.range.end = at.range.end;
+        Ok(())
+    }
+
+    fn prepend(&mut self, at: &Located) -> Result<()> {
+        self.children.splice(0..0, inner_of(at)?.children.iter().copied());
+        self.removed.insert(0, at.child.first);
+        self.range.start = at.range.start;
+        Ok(())
+    }
+
     fn apply(&mut self, edit: Edit) {
         let Some(first) = edit.removed.first() else { return };
         let at = self.children.partition_point(|c| c.first < *first);
@@ -450,11 +372,19 @@ impl InnerGroup {
     }
 }
 
-/// Blocks of the largest extent of a kind.
-fn most(place: Place) -> u32 {
-    match place {
-        Place::Data(_) => MAX_EXTENT_BLOCKS,
-        Place::Zero => MAX_ZERO_BLOCKS,
+fn leaf_of(at: &Located) -> Result<&LeafNode> {
+    match &*at.node {
+        Node::Leaf(leaf) => Ok(leaf),
+        Node::Inner(_) => {
+            Err(Error::corrupt("tree node: no leaf where one belongs").offset(at.child.pblock.pos()))
+        }
+    }
+}
+
+fn inner_of(at: &Located) -> Result<&InnerNode> {
+    match &*at.node {
+        Node::Inner(inner) => Ok(inner),
+        Node::Leaf(_) => Err(Error::corrupt("tree node: a leaf above a leaf").offset(at.child.pblock.pos())),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The cache of verified tree nodes: one for all layers of an image, with a byte budget.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use quick_cache::Weighter;
@@ -7,7 +8,7 @@ use quick_cache::sync::Cache;
 use rustc_hash::FxBuildHasher;
 
 use crate::format::{InnerNode, LeafNode};
-use crate::units::PBlock;
+use crate::units::{PBlock, VBlock};
 
 /// A layer within its open image: index from the bottom of the chain, unique while the image is open.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -22,12 +23,31 @@ pub enum Node {
     Inner(InnerNode),
 }
 
-/// Keyed by place and checksum: a block that is written again has another key (rule R).
+impl Node {
+    /// True if all it maps lies in `range`. It is verified to be in order, so its ends tell.
+    pub(super) fn within(&self, range: &Range<VBlock>) -> bool {
+        match self {
+            Node::Leaf(leaf) => {
+                let first = leaf.extents.first().map(|e| e.vblock);
+                let end = leaf.extents.last().map(|e| e.vblock.plus(u64::from(e.blocks)));
+                first.is_some_and(|first| first >= range.start) && end.is_some_and(|end| end <= range.end)
+            }
+            Node::Inner(inner) => {
+                let (first, last) = (inner.children.first(), inner.children.last());
+                first.is_some_and(|c| c.first >= range.start) && last.is_some_and(|c| c.first < range.end)
+            }
+        }
+    }
+}
+
+/// Keyed by place and checksum: a block that is written again has another key (rule R). The level keeps a node that
+/// was verified for one from passing for another.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Key {
     layer: LayerTag,
     pblock: PBlock,
     crc: u32,
+    level: u16,
 }
 
 #[derive(Clone, Debug)]
@@ -66,12 +86,12 @@ impl NodeCache {
         }
     }
 
-    pub(super) fn get(&self, layer: LayerTag, pblock: PBlock, crc: u32) -> Option<Arc<Node>> {
-        self.cache.get(&Key { layer, pblock, crc })
+    pub(super) fn get(&self, layer: LayerTag, pblock: PBlock, crc: u32, level: u16) -> Option<Arc<Node>> {
+        self.cache.get(&Key { layer, pblock, crc, level })
     }
 
-    pub(super) fn insert(&self, layer: LayerTag, pblock: PBlock, crc: u32, node: Arc<Node>) {
-        self.cache.insert(Key { layer, pblock, crc }, node);
+    pub(super) fn insert(&self, layer: LayerTag, pblock: PBlock, crc: u32, level: u16, node: Arc<Node>) {
+        self.cache.insert(Key { layer, pblock, crc, level }, node);
     }
 
     /// Bytes held.

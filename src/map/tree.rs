@@ -40,10 +40,14 @@ impl<F: File> Tree<F> {
 
     /// Reads and verifies one node.
     async fn node(&self, child: Child, level: u16, range: Range<VBlock>) -> Result<Arc<Node>> {
-        if let Some(node) = self.cache.get(self.layer, child.pblock, child.crc) {
+        let at = child.pblock;
+        if let Some(node) = self.cache.get(self.layer, at, child.crc, level) {
+            // It was verified for the range of the first way to it; a forged tree may have a second one.
+            if !node.within(&range) {
+                return Err(Error::corrupt("tree node: it maps blocks outside of its range").offset(at.pos()));
+            }
             return Ok(node);
         }
-        let at = child.pblock;
         let buf = IoBuf::zeroed(BLOCK_SIZE);
         match read_exact(&self.file, buf.clone(), at.pos()).await {
             Ok(()) => {}
@@ -62,7 +66,7 @@ impl<F: File> Tree<F> {
             return Err(Error::corrupt(text).offset(at.pos()));
         }
         let node = Arc::new(node);
-        self.cache.insert(self.layer, at, child.crc, node.clone());
+        self.cache.insert(self.layer, at, child.crc, level, node.clone());
         Ok(node)
     }
 
@@ -77,7 +81,7 @@ impl<F: File> Tree<F> {
         let mut range = VBlock(0)..END;
         let mut parent = range.clone();
         for current in (level..=top).rev() {
-            let node = self.node(at, current, range.clone()).await?;
+            let node = self.node(at, current, at.first..range.end).await?;
             if current == level {
                 return Ok(Some(Located { node, child: at, range, parent }));
             }
