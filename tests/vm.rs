@@ -39,7 +39,7 @@ fn assert_passed(output: &Output, last_word: &str) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     let passed = count(&stdout, "ok ");
     let result = format!("{last_word} pass {passed} fail 0");
-    println!("{stdout}");
+    eprintln!("{stdout}");
     assert!(output.status.success(), "{}\n{stderr}", output.status);
     assert!(passed >= 1 && count(&stdout, "not ok") == 0, "not all checks passed");
     assert_eq!(stdout.lines().last(), Some(result.as_str()), "the result does not match the checks");
