@@ -3,7 +3,6 @@
 //! Each test boots a machine, which takes a minute under emulation, and the first one downloads the
 //! kernels: so they are ignored unless asked for, with `cargo test --release --test vm -- --ignored`.
 //! `tests/vm/run` does the work; here its verdict is checked once more, against what the guest printed.
-#![expect(clippy::print_stdout, reason = "what the guest printed belongs to the test's output")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
