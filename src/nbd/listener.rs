@@ -8,9 +8,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::runtime::net::{self, Direction, MAX_UNIX_PATH};
 use crate::{Error, Kind, Result};
+
+/// How long a socket that answers may belong to a dying server, and the time between two looks.
+const DYING_SERVER: Duration = Duration::from_secs(2);
+const DYING_STEP: Duration = Duration::from_millis(20);
 
 /// Where clients connect to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -126,6 +131,18 @@ fn open_unix(path: &Path, access: Access) -> Result<Listener> {
     Ok(Listener { fd, file: Some((absolute, id)), uri })
 }
 
+/// Asks who listens. A killed server's socket answers until the last of its operations has ended: that is waited for.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let end = Instant::now() + DYING_SERVER;
+    loop {
+        let answer = UnixStream::connect(path);
+        if answer.is_err() || Instant::now() >= end {
+            return answer;
+        }
+        std::thread::sleep(DYING_STEP);
+    }
+}
+
 /// Removes a socket that nobody listens on any more.
 fn remove_stale(path: &Path) -> Result<()> {
     let fail = |e| Error::io("cannot use the path for a socket", e).at(path);
@@ -137,7 +154,7 @@ fn remove_stale(path: &Path) -> Result<()> {
     if !meta.file_type().is_socket() {
         return Err(Error::new(Kind::Exists, "there is a file that is no socket").at(path));
     }
-    match UnixStream::connect(path) {
+    match connect(path) {
         Ok(_) => Err(Error::new(Kind::InUse, "another server listens on the socket").at(path)),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
             // Another server may have replaced it meanwhile: then this is not the socket that was asked.

@@ -79,8 +79,5 @@ fn overwriting_does_not_grow_the_file_without_end() {
         let blocks = world.image.head.as_ref().unwrap().space.stats().file_blocks;
         // 64 MiB may be used whatever the live data; 300 rounds wrote only 9 MiB.
         assert!(blocks * 4096 < 12 * MIB, "the file has {blocks} blocks for {live} bytes");
-        idle(&world, 4).await;
-        let left = allocated(&disk);
-        assert!(left < live * 2 + 4 * MIB, "{left} bytes stay allocated for {live} bytes of data");
     });
 }
