@@ -22,7 +22,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::{Parent, Sealed, Superblock};
 use crate::layer::{self, Head, NewLayer};
 use crate::limits;
-use crate::storage::{File, Lock, Meta, Storage};
+use crate::storage::{File, Lock, Storage};
 use crate::units::BLOCK;
 
 /// A snapshot that was taken.
@@ -81,6 +81,9 @@ async fn check_names<S: Storage>(
     name: &SnapshotName,
     options: &OpenOptions,
 ) -> Result<()> {
+    if head.file_name().and_then(|f| f.to_str()).is_none() {
+        return Err(Error::new(Kind::BadName, "the name is not valid UTF-8").at(head));
+    }
     let file_name = target.file_name().unwrap_or_default();
     if file_name.len() > limits::MAX_FILE_NAME_BYTES {
         return Err(Error::new(Kind::BadName, "the name of its file would be too long").at(target));
@@ -139,9 +142,8 @@ async fn make_overlay<S: Storage>(
     temporary: &Path,
 ) -> Result<S::File> {
     let head = old.path();
-    let meta = old.reader.file.meta().map_err(|e| Error::io("stat", e).at(head))?;
-    let file = layer::create(storage, temporary, &overlay(&old.superblock(), &meta, head, target)).await?;
-    let finished = finish_overlay(&file, &meta).await;
+    let file = layer::create(storage, temporary, &overlay(&old.superblock(), head, target)).await?;
+    let finished = finish_overlay(&file, &old.reader.file).await;
     if finished.is_err() {
         let _ = storage.unlink(temporary);
     }
@@ -149,7 +151,7 @@ async fn make_overlay<S: Storage>(
     Ok(file)
 }
 
-fn overlay(sb: &Superblock, meta: &Meta, head: &Path, target: &Path) -> NewLayer {
+fn overlay(sb: &Superblock, head: &Path, target: &Path) -> NewLayer {
     NewLayer {
         disk: Some(sb.disk),
         virtual_size: sb.virtual_size,
@@ -157,15 +159,15 @@ fn overlay(sb: &Superblock, meta: &Meta, head: &Path, target: &Path) -> NewLayer
         journal: sb.ring().map_or(limits::DEFAULT_JOURNAL_BYTES, |ring| ring.blocks * BLOCK),
         parent: Parent::Layer { layer: sb.layer, root_crc: None, hints: hints_between(head, target) },
         mode: 0o600,
-        owner: Some((meta.uid, meta.gid)),
+        owner: None,
     }
 }
 
-async fn finish_overlay<F: File>(file: &F, head: &Meta) -> Result<()> {
+async fn finish_overlay<F: File>(file: &F, head: &F) -> Result<()> {
     if !file.try_lock(Lock::Exclusive).map_err(|e| Error::io("lock", e))? {
         return Err(Error::new(Kind::InUse, "another process took the new layer's lock"));
     }
-    file.set_mode(head.mode).map_err(|e| Error::io("set mode", e))?;
+    file.copy_access(head).map_err(|e| Error::io("give the new head the old one's owner and mode", e))?;
     file.sync_data().await.result.map_err(|e| Error::io("fdatasync", e))?;
     Ok(())
 }

@@ -63,6 +63,8 @@ pub trait File: Clone + std::fmt::Debug + Send + Sync + 'static {
     fn set_mode(&self, mode: u32) -> io::Result<()>;
     /// Sets the owner.
     fn set_owner(&self, uid: u32, gid: u32) -> io::Result<()>;
+    /// Gives the file the owner, group, permission bits, access list and security label of `from`.
+    fn copy_access(&self, from: &Self) -> io::Result<()>;
 }
 
 /// The lock of an open file description. Held until the last clone goes, and, with io_uring, until the last

@@ -1,7 +1,7 @@
 //! Files on io_uring.
 #![expect(unsafe_code, reason = "open, fcntl, fallocate and stat calls; each block states why it holds")]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::future::Future;
 use std::io;
@@ -136,6 +136,19 @@ impl File for UringFile {
     fn set_owner(&self, uid: u32, gid: u32) -> io::Result<()> {
         std::os::unix::fs::fchown(&*self.fd, Some(uid), Some(gid))
     }
+
+    fn copy_access(&self, from: &Self) -> io::Result<()> {
+        let meta = from.meta()?;
+        self.set_owner(meta.uid, meta.gid)?;
+        self.set_mode(meta.mode)?;
+        // Behind the mode, which an access list refines.
+        for name in [c"system.posix_acl_access", c"security.selinux"] {
+            if let Some(value) = xattr(from.fd(), name)? {
+                set_xattr(self.fd(), name, &value)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl UringFile {
@@ -156,6 +169,31 @@ fn whole_file(lock: Lock) -> libc::flock {
     range.l_type = kind as libc::c_short;
     range.l_whence = libc::SEEK_SET as libc::c_short;
     range
+}
+
+/// Largest extended attribute, as Linux has it.
+const MAX_XATTR: usize = 64 * 1024;
+
+/// An extended attribute; `None` where there is none, or the file system has no such things.
+fn xattr(fd: RawFd, name: &CStr) -> io::Result<Option<Vec<u8>>> {
+    let mut value = vec![0; MAX_XATTR];
+    // SAFETY: the name is a live C string, and at most `value.len()` bytes are written to `value`.
+    let len = unsafe { libc::fgetxattr(fd, name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    let Ok(len) = usize::try_from(len) else {
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::ENODATA | libc::EOPNOTSUPP | libc::ENOSYS) => Ok(None),
+            _ => Err(error),
+        };
+    };
+    value.truncate(len);
+    Ok(Some(value))
+}
+
+fn set_xattr(fd: RawFd, name: &CStr, value: &[u8]) -> io::Result<()> {
+    // SAFETY: the name is a live C string, and `value.len()` bytes of `value` are read.
+    let result = unsafe { libc::fsetxattr(fd, name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn to_meta(m: &fs::Metadata) -> Meta {

@@ -162,4 +162,9 @@ impl File for SimFile {
             Ok(())
         })
     }
+    fn copy_access(&self, from: &Self) -> io::Result<()> {
+        let meta = from.meta()?;
+        self.set_owner(meta.uid, meta.gid)?;
+        self.set_mode(meta.mode)
+    }
 }
