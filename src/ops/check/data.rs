@@ -65,8 +65,8 @@ struct Flight<F: File> {
 
 impl<'a, F: File> DataCheck<'a, F> {
     pub(super) fn new(file: F, path: &'a Path) -> DataCheck<'a, F> {
-        let idle = (0..READS).map(|_| IoBuf::zeroed(READ_BLOCKS * BLOCK_SIZE)).collect();
-        DataCheck { file, path, runs: Vec::new(), crcs: Vec::new(), idle, bad: None, verified: 0 }
+        let (runs, crcs, idle) = (Vec::new(), Vec::new(), Vec::new());
+        DataCheck { file, path, runs, crcs, idle, bad: None, verified: 0 }
     }
 
     /// Adds blocks that follow each other on disk and in the file.
@@ -150,10 +150,12 @@ impl<'a, F: File> DataCheck<'a, F> {
     }
 
     async fn start(&mut self, blocks: Vec<Block>, flying: &mut VecDeque<Flight<F>>, findings: &mut Findings) {
-        if let Some(oldest) = flying.pop_front_if(|_| self.idle.is_empty()) {
+        if flying.len() == READS
+            && let Some(oldest) = flying.pop_front()
+        {
             self.end(oldest, findings).await;
         }
-        let Some(buf) = self.idle.pop() else { unreachable!("every buffer is idle or in flight") };
+        let buf = self.idle.pop().unwrap_or_else(|| IoBuf::zeroed(READ_BLOCKS * BLOCK_SIZE));
         let part = buf.slice(0..blocks.len() * BLOCK_SIZE);
         let op = self.file.read(part, blocks[0].pblock.pos());
         flying.push_back(Flight { op, buf, blocks });
