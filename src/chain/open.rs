@@ -13,7 +13,7 @@ use crate::layer::{
     Caches, Head, LayerReader, LockedLayer, Opened, Recovery, lock_head, open_read_only, read_slots,
     recover_head,
 };
-use crate::limits::{DEFAULT_CACHE_BYTES, MAX_CHAIN};
+use crate::limits::{DEFAULT_CACHE_BYTES, MAX_CHAIN, MAX_PATH_BYTES};
 use crate::map::LayerTag;
 use crate::storage::{File, Lock, OpenHow, Storage};
 
@@ -334,9 +334,10 @@ fn candidates(child: &Path, hints: &PathHints, search: &[PathBuf]) -> Vec<PathBu
     places
 }
 
-/// Hints from the directory of `child` to `parent`; both without symbolic links.
+/// Hints from the directory of `child` to `parent`; both without symbolic links. A path that a superblock cannot hold
+/// is left empty.
 pub fn hints_between(child: &Path, parent: &Path) -> PathHints {
-    let text = |p: &Path| p.to_str().map(str::to_owned).unwrap_or_default();
+    let text = |p: &Path| p.to_str().filter(|t| t.len() <= MAX_PATH_BYTES).map(str::to_owned).unwrap_or_default();
     let from = child.parent().unwrap_or(Path::new(""));
     let (mut a, mut b) = (from.components().peekable(), parent.components().peekable());
     while let (Some(x), Some(y)) = (a.peek(), b.peek()) {

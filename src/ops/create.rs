@@ -162,7 +162,7 @@ async fn describe_base<S: Storage>(
     format: BaseFormat,
 ) -> Result<Base> {
     let hints = hints_between(child, base);
-    if hints.absolute.is_empty() || hints.absolute.len() > limits::MAX_PATH_BYTES {
+    if hints.absolute.is_empty() && hints.relative.is_empty() {
         let text = format!("a base's path must be valid UTF-8 of at most {} bytes", limits::MAX_PATH_BYTES);
         return Err(Error::new(Kind::BadName, text).at(base));
     }
