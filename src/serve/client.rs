@@ -18,9 +18,12 @@ const STOP: Duration = Duration::from_secs(300);
 /// Largest answer in bytes.
 const MAX_ANSWER: u64 = 16 << 20;
 
-/// True if the entry's daemon lives: somebody listens on its socket.
+/// True if the entry's daemon lives: somebody listens on its socket, if only for others.
 pub(super) fn answers(entry: &Entry) -> bool {
-    UnixStream::connect(&entry.socket).is_ok()
+    match UnixStream::connect(&entry.socket) {
+        Ok(_) => true,
+        Err(e) => e.kind() == std::io::ErrorKind::PermissionDenied,
+    }
 }
 
 /// Asks for the state; [`Kind::NotFound`] if nobody listens.

@@ -5,12 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::client;
-use super::open::{find_snapshot, recorded_holder};
+use super::open::{locate, recorded_holder};
 use super::registry::{Entry, Registry};
 use super::start::clean_up;
 use super::status::ImageStatus;
-use crate::chain::split_name;
-use crate::runtime::{RingOptions, Runtime};
 use crate::storage::FileId;
 use crate::ublk::{self, State};
 use crate::{Error, Kind, Result};
@@ -52,6 +50,8 @@ pub fn status(target: Option<&OsStr>, search: &[PathBuf]) -> Result<Vec<ImageSta
                 Ok(status) => images.push(status),
                 // It ended just now.
                 Err(e) if e.kind() == Kind::NotFound => {}
+                // A list shows what this user may see.
+                Err(e) if e.kind() == Kind::Permission && target.is_none() => {}
                 Err(e) => return Err(e),
             },
         }
@@ -99,9 +99,7 @@ fn not_served(target: &OsStr) -> Error {
 
 /// All that the registries know and that `wanted` takes. Those that are gone are forgotten on the way.
 fn all(wanted: impl Fn(&Entry) -> bool) -> Vec<Found> {
-    if let Ok(registry) = Registry::open() {
-        clean_up(&registry);
-    }
+    clean_up(&Registry::of_this_user());
     let entries = Registry::all().into_iter().filter(|(_, entry)| wanted(entry));
     entries.filter_map(|(registry, entry)| judge(registry, entry)).collect()
 }
@@ -126,7 +124,7 @@ fn find(target: &OsStr, search: &[PathBuf]) -> Result<Vec<Found>> {
     if let Some(place) = place_of(target) {
         return Ok(all(|entry| entry.place == place));
     }
-    let path = image_path(Path::new(target), search)?;
+    let path = locate(Path::new(target), search)?;
     let found = all(|entry| entry.is_of(&path));
     if !found.is_empty() {
         return Ok(found);
@@ -139,7 +137,7 @@ fn find(target: &OsStr, search: &[PathBuf]) -> Result<Vec<Found>> {
         return Ok(found);
     }
     // Served by another user, with a runtime directory of its own: the image itself knows.
-    let socket = run(recorded_holder(path))?.map(|holder| PathBuf::from(holder.socket));
+    let socket = recorded_holder(&path)?.map(|holder| PathBuf::from(holder.socket));
     let listening = |socket: &PathBuf| std::os::unix::net::UnixStream::connect(socket).is_ok();
     Ok(socket.filter(listening).map(Found::Daemon).into_iter().collect())
 }
@@ -155,20 +153,6 @@ fn place_of(target: &OsStr) -> Option<String> {
         }
         _ => None,
     }
-}
-
-fn image_path(given: &Path, search: &[PathBuf]) -> Result<PathBuf> {
-    let (path, name) = split_name(given)?;
-    match name {
-        Some(name) => run(find_snapshot(path, name, search.to_vec())),
-        None => std::fs::canonicalize(&path).map_err(|e| Error::io("open", e).at(&path)),
-    }
-}
-
-fn run<T: 'static>(future: impl Future<Output = Result<T>> + 'static) -> Result<T> {
-    let runtime =
-        Runtime::new(RingOptions::default()).map_err(|e| Error::io("set up io_uring on this host", e))?;
-    runtime.block_on(future)
 }
 
 #[cfg(test)]

@@ -4,16 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Mode;
-use crate::chain::{
-    Access, Image, OpenOptions, OpenReport, SnapshotName, find_parent, open_chain, open_over, snapshot_path,
-};
+use crate::chain::{Access, Image, OpenOptions, OpenReport, open_chain, open_over};
 use crate::error::printable;
-use crate::format::{Holder, Parent, PathHints, Superblock};
-use crate::layer::{self, NewLayer, Slots, read_slots};
-use crate::limits::MAX_CHAIN;
-use crate::ops::process;
+use crate::format::{Holder, Parent, PathHints};
+use crate::layer::{self, NewLayer};
+use crate::ops::{self, process};
+use crate::runtime::{RingOptions, Runtime};
 use crate::storage::uring::Uring;
-use crate::storage::{File, FileId, OpenHow, Storage};
+use crate::storage::{File, FileId, Storage};
 use crate::{Error, Kind, Result};
 
 /// What to open, and how.
@@ -52,6 +50,10 @@ pub(super) async fn open(request: OpenRequest) -> Result<Opened> {
         search: request.search.clone(),
         alive: process::is_alive,
     };
+    if request.mode != Mode::Write {
+        // A daemon that was just killed keeps its lock until its last write has landed.
+        ops::settle(&Uring, &request.path, process::is_gone).await?;
+    }
     let (image, report) = match &request.overlay {
         None => open_chain(&Uring, &request.path, &options).await?,
         Some(overlay) => open_temporary(&request, overlay, &options).await?,
@@ -64,7 +66,7 @@ async fn open_temporary(
     overlay: &Path,
     options: &OpenOptions,
 ) -> Result<(Image<Uring>, OpenReport)> {
-    let below = read_superblock(&request.path).await?;
+    let below = ops::read_superblock(&Uring, &request.path).await?;
     let new = NewLayer {
         sector_size: below.sector_size,
         parent: Parent::Layer { layer: below.layer, root_crc: None, hints: PathHints::default() },
@@ -98,44 +100,23 @@ pub(super) fn overlay_path(image: &Path, tag: u64) -> PathBuf {
     }
 }
 
-async fn read_superblock(path: &Path) -> Result<Superblock> {
-    let how = OpenHow { write: false, direct: false, regular_only: true };
-    let file = Uring.open(path, how).map_err(|e| Error::io("open", e).at(path))?;
-    let Slots { newest, .. } = read_slots(&file, path).await?;
-    Ok(newest)
+/// The real file of `IMAGE` or `IMAGE@NAME`.
+pub(super) fn locate(given: &Path, search: &[PathBuf]) -> Result<PathBuf> {
+    let (given, search) = (given.to_owned(), search.to_owned());
+    run(async move { ops::locate(&Uring, &given, &search).await })
 }
 
-/// The file of snapshot `name` of `image`: looked up in the image's chain, then beside it.
-pub(super) async fn find_snapshot(
-    image: PathBuf,
-    name: SnapshotName,
-    search: Vec<PathBuf>,
-) -> Result<PathBuf> {
-    let image = Uring.canonical(&image).map_err(|e| Error::io("open", e).at(&image))?;
-    let mut at = image.clone();
-    for _ in 0..MAX_CHAIN {
-        // What is wrong with a chain further down is no obstacle for a snapshot that is beside the image.
-        let Ok(sb) = read_superblock(&at).await else { break };
-        if sb.sealed.as_ref().is_some_and(|sealed| sealed.name == name.as_str()) {
-            return Ok(at);
-        }
-        let Parent::Layer { layer, hints, .. } = sb.parent else { break };
-        let Ok((parent, _)) = find_parent(&Uring, &at, layer, &hints, &search).await else { break };
-        at = parent;
-    }
-    let beside = snapshot_path(&image, &name);
-    match Uring.canonical(&beside) {
-        Ok(path) => Ok(path),
-        Err(_) => {
-            let text = format!("it has no snapshot {:?}", printable(name.as_str()));
-            Err(Error::new(Kind::NotFound, text).at(&image))
-        }
-    }
+/// Runs `future` on the calling thread.
+fn run<T: 'static>(future: impl Future<Output = Result<T>> + 'static) -> Result<T> {
+    let runtime =
+        Runtime::new(RingOptions::default()).map_err(|e| Error::io("set up io_uring on this host", e))?;
+    runtime.block_on(future)
 }
 
 /// The holder that the superblock of `path` names.
-pub(super) async fn recorded_holder(path: PathBuf) -> Result<Option<Holder>> {
-    Ok(read_superblock(&path).await?.holder)
+pub(super) fn recorded_holder(path: &Path) -> Result<Option<Holder>> {
+    let path = path.to_owned();
+    run(async move { Ok(ops::read_superblock(&Uring, &path).await?.holder) })
 }
 
 /// The identity of the open file that the user named.

@@ -163,6 +163,11 @@ impl Registry {
         Ok(Registry { dir })
     }
 
+    /// The directory, whether it is there or not: for looking.
+    pub(super) fn of_this_user() -> Registry {
+        Registry { dir: own_dir().0 }
+    }
+
     /// The directory.
     pub(super) fn dir(&self) -> &Path {
         &self.dir

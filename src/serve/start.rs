@@ -13,7 +13,7 @@ use super::control::{self, Control, Report, SocketAccess, VERSION};
 use super::daemon::Event;
 use super::disk::ImageDisk;
 use super::frontend::{Frontend, FrontendKind, SocketOwner};
-use super::open::{OpenRequest, file_id, find_snapshot, overlay_path};
+use super::open::{OpenRequest, file_id, locate, overlay_path};
 use super::registry::{self, Entry, Identity, Registry};
 use super::session::Session;
 use super::status::ImageStatus;
@@ -21,7 +21,6 @@ use super::{Log, Mode, ServeOptions, client, sys};
 use crate::chain::{Image, split_name};
 use crate::error::printable;
 use crate::ops::process;
-use crate::runtime::{RingOptions, Runtime};
 use crate::storage::uring::Uring;
 use crate::ublk::{self, DeviceInfo, State};
 use crate::{Error, Kind, Result};
@@ -81,20 +80,14 @@ impl Plan {
 }
 
 /// The file that `options` name.
-pub(super) fn resolve(options: &ServeOptions) -> Result<PathBuf> {
-    let (path, name) = split_name(&options.image)?;
-    let Some(name) = name else {
-        return std::fs::canonicalize(&path).map_err(|e| Error::io("open", e).at(&path));
-    };
-    if options.mode == Mode::Write {
+fn resolve(options: &ServeOptions) -> Result<PathBuf> {
+    if options.mode == Mode::Write && split_name(&options.image)?.1.is_some() {
         let shown = printable(&options.image.to_string_lossy());
         let error =
             Error::new(Kind::Usage, "a snapshot is served read-only or temporarily").at(&options.image);
         return Err(error.hint(format!("cowdisk serve --temporary '{shown}'")));
     }
-    let runtime =
-        Runtime::new(RingOptions::default()).map_err(|e| Error::io("set up io_uring on this host", e))?;
-    runtime.block_on(find_snapshot(path, name, options.search.clone()))
+    locate(&options.image, &options.search)
 }
 
 /// Not 0, which other servers' devices have.
@@ -168,6 +161,11 @@ impl Starting<'_> {
                 return Err(e);
             }
         };
+        if self.plan.kind == FrontendKind::Ublk
+            && let Err(e) = sys::lock_memory()
+        {
+            self.log.say(&format!("{}: its memory may be swapped out: {e}", frontend.place()));
+        }
         for warning in frontend.warnings() {
             self.log.say(&format!("{}: {warning}", frontend.place()));
         }
@@ -234,15 +232,16 @@ impl Starting<'_> {
     /// inside the file are the same in a copy.
     fn find_waiting(&self) -> Result<Option<(Entry, DeviceInfo)>> {
         let path = &self.plan.path;
+        let file = file_id(self.image, self.options.mode)?;
         for entry in self.plan.registry.entries() {
-            let same = entry.mode == self.options.mode && entry.frontend == FrontendKind::Ublk.name();
+            let ours = entry.is_of(path);
             // A writer has the lock, so whoever wrote the entry is gone; readers may be many.
             let alive = self.options.mode != Mode::Write && client::answers(&entry);
-            if !same || alive || !entry.is_of(path) {
+            if entry.mode != self.options.mode || alive || !(ours || entry.is_of_file(file)) {
                 continue;
             }
             if let Some(device) = entry.device()? {
-                self.check_waiting(&entry, &device)?;
+                self.check_waiting(&entry, &device, ours)?;
                 return Ok(Some((entry, device)));
             }
         }
@@ -250,10 +249,13 @@ impl Starting<'_> {
     }
 
     /// Serving the image in another way would change the disk under those who have the waiting device open.
-    fn check_waiting(&self, entry: &Entry, device: &DeviceInfo) -> Result<()> {
+    fn check_waiting(&self, entry: &Entry, device: &DeviceInfo, ours: bool) -> Result<()> {
         let node = format!("/dev/ublkb{}", device.id);
         let stop = format!("cowdisk stop {node}");
         let in_use = |text: String| Err(Error::new(Kind::InUse, text).at(&node).hint(stop.clone()));
+        if !ours {
+            return in_use(format!("it waits for a daemon of this file, under the name {}", entry.path));
+        }
         if self.plan.kind != FrontendKind::Ublk {
             return in_use("it waits for a daemon of this image, which an NBD server is not".into());
         }

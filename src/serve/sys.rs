@@ -81,6 +81,14 @@ pub(super) fn send_signal(pid: u32, signal: i32) -> io::Result<()> {
     if unsafe { libc::kill(pid, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Keeps this process in memory from the first use of each page on: what serves a disk that swap is on must not wait for
+/// swap.
+pub(super) fn lock_memory() -> io::Result<()> {
+    let how = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
+    // SAFETY: plain numbers.
+    if unsafe { libc::mlockall(how) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The effective user of this process.
 pub(super) fn user_id() -> u32 {
     // SAFETY: it takes nothing and cannot fail.
