@@ -101,6 +101,9 @@ impl File for Ram {
     fn set_mode(&self, _: u32) -> io::Result<()> {
         Ok(())
     }
+    fn copy_access(&self, _: &Self) -> io::Result<()> {
+        Ok(())
+    }
     fn set_owner(&self, _: u32, _: u32) -> io::Result<()> {
         Ok(())
     }
