@@ -337,7 +337,8 @@ fn candidates(child: &Path, hints: &PathHints, search: &[PathBuf]) -> Vec<PathBu
 /// Hints from the directory of `child` to `parent`; both without symbolic links. A path that a superblock cannot hold
 /// is left empty.
 pub fn hints_between(child: &Path, parent: &Path) -> PathHints {
-    let text = |p: &Path| p.to_str().filter(|t| t.len() <= MAX_PATH_BYTES).map(str::to_owned).unwrap_or_default();
+    let text =
+        |p: &Path| p.to_str().filter(|t| t.len() <= MAX_PATH_BYTES).map(str::to_owned).unwrap_or_default();
     let from = child.parent().unwrap_or(Path::new(""));
     let (mut a, mut b) = (from.components().peekable(), parent.components().peekable());
     while let (Some(x), Some(y)) = (a.peek(), b.peek()) {

@@ -46,7 +46,8 @@ fn names_that_are_not_text() {
     use std::os::unix::ffi::OsStrExt;
     let dir = tempdir().unwrap();
     let odd = std::ffi::OsStr::from_bytes(b"v\xffm.cow");
-    run(dir.path(), [std::ffi::OsStr::new("create"), odd, "--size".as_ref(), "1M".as_ref()]).fails(1, "UTF-8");
+    run(dir.path(), [std::ffi::OsStr::new("create"), odd, "--size".as_ref(), "1M".as_ref()])
+        .fails(1, "UTF-8");
     fs::rename(make(dir.path(), "vm.cow"), dir.path().join(odd)).unwrap();
     run(dir.path(), [std::ffi::OsStr::new("info"), odd]).ok();
     run(dir.path(), [std::ffi::OsStr::new("check"), odd]).ok();
