@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result, printable};
 use crate::format::{Holder, LayerId, Parent, PathHints, Sealed, Superblock};
 use crate::layer::{
     Caches, Head, LayerReader, LockedLayer, Opened, Recovery, lock_head, open_read_only, read_slots,
-    recover_head,
+    recover_head, sync_sealed,
 };
 use crate::limits::{DEFAULT_CACHE_BYTES, MAX_CHAIN, MAX_PATH_BYTES};
 use crate::map::LayerTag;
@@ -164,6 +164,9 @@ async fn seal_parent<S: Storage>(
     let Parent::Layer { layer, root_crc: None, hints } = &locked.sb.parent else { return Ok(None) };
     let (at, sb) = find_parent(storage, path, *layer, hints, &options.search).await?;
     let root = if sb.sealed.is_some() {
+        let how = OpenHow { write: false, direct: false, regular_only: true };
+        let file = storage.open(&at, how).map_err(|e| Error::io("open parent", e).at(&at))?;
+        sync_sealed(&file, &at).await?;
         sb.root
     } else {
         let parent = lock_head(storage, &at, me, &options.alive).await?;

@@ -30,8 +30,8 @@ pub struct Scan {
 pub async fn scan<F: File>(file: &F, ring: Area, sb: &crate::format::Superblock) -> Result<Scan> {
     let salt = Salt::new(sb.layer, sb.epoch);
     let mut found = Scan { durable: sb.durable, high_water: sb.high_water, ..Scan::default() };
-    let buf = IoBuf::zeroed(CHUNK_BLOCKS as usize * BLOCK_SIZE);
-    let mut bytes = vec![0u8; buf.len()];
+    let buf = IoBuf::zeroed(CHUNK_BLOCKS.min(ring.blocks.max(1)) as usize * BLOCK_SIZE);
+    let mut block = [0; BLOCK_SIZE];
     let (mut next, end) = (ring.first.0, ring.first.0 + ring.blocks);
     while next < end {
         let blocks = CHUNK_BLOCKS.min(end - next);
@@ -39,9 +39,9 @@ pub async fn scan<F: File>(file: &F, ring: Area, sb: &crate::format::Superblock)
         let read = read_up_to(file, part, next * BLOCK)
             .await
             .map_err(|e| Error::io("read journal", e).offset(next * BLOCK))?;
-        buf.copy_to(0, &mut bytes[..read]);
-        for (i, block) in bytes[..read].chunks_exact(BLOCK_SIZE).enumerate() {
-            scan_block(block, PBlock(next + i as u64), sb, salt, &mut found)?;
+        for i in 0..read / BLOCK_SIZE {
+            buf.copy_to(i * BLOCK_SIZE, &mut block);
+            scan_block(&block, PBlock(next + i as u64), sb, salt, &mut found)?;
         }
         if read < blocks as usize * BLOCK_SIZE {
             break;
@@ -58,6 +58,10 @@ fn scan_block(
     salt: Salt,
     found: &mut Scan,
 ) -> Result<()> {
+    // Most of a ring may never have been written: not worth an error each.
+    if block.iter().all(|&b| b == 0) {
+        return Ok(());
+    }
     // A block without a valid header was never written, or its first write is torn: nothing in it was flushed.
     let Ok(header) = JournalBlock::decode(block, at) else { return Ok(()) };
     if header.layer != sb.layer {

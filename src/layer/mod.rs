@@ -12,6 +12,8 @@ pub use batch::{Batch, QueueSpace, WriteItem};
 pub use checkpoint::Finish;
 pub use create::{NewLayer, create};
 pub use head::{Head, HeadStats};
-pub use open::{LockedLayer, Opened, Recovery, install, lock_head, open_read_only, recover_head};
+pub use open::{
+    LockedLayer, Opened, Recovery, install, lock_head, open_read_only, recover_head, sync_sealed,
+};
 pub use reader::{Caches, LayerReader};
 pub use slots::{Slots, read_slots, write_slot};

@@ -220,6 +220,13 @@ async fn sync_before_reading<S: Storage>(storage: &S, file: &S::File, path: &Pat
     Ok(())
 }
 
+/// O1: makes a sealed layer durable. Whoever sealed it may have died before it was, and what names it as sealed must not
+/// outrun that.
+pub async fn sync_sealed<F: File>(file: &F, path: &Path) -> Result<()> {
+    file.sync_data().await.result.map_err(|e| Error::io("fdatasync", e).at(path))?;
+    Ok(())
+}
+
 fn writable(sb: &Superblock, path: &Path) -> Result<()> {
     if let Some(sealed) = &sb.sealed {
         let name = crate::error::printable(&sealed.name);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::chain::{describe_raw, hints_between, temporary_path};
 use crate::error::{Error, Kind, Result};
 use crate::format::{Parent, Superblock};
-use crate::layer::{self, NewLayer, read_slots};
+use crate::layer::{self, NewLayer, read_slots, sync_sealed};
 use crate::limits;
 use crate::storage::{File, FileKind, Lock, Meta, OpenHow, Storage};
 use crate::units::BLOCK;
@@ -180,6 +180,7 @@ async fn describe_base<S: Storage>(
         let error = Error::new(Kind::Unsupported, "the base is not sealed: fork a snapshot of it").at(base);
         return Err(error.hint(format!("cowdisk snapshot '{}@NAME'", base.display())));
     }
+    sync_sealed(&file, base).await?;
     let parent = Parent::Layer { layer: sb.layer, root_crc: Some(sb.root.crc), hints };
     Ok(Base { parent, size: Some(sb.virtual_size), sector_size: Some(sb.sector_size) })
 }

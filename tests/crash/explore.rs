@@ -1,12 +1,17 @@
 //! Crashing at every operation, and judging every crash.
 
 use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::rc::Rc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use cowdisk::ops::{CheckOptions, Code, check};
 use cowdisk::storage::sim::{Crash, Executor, SimDisk};
 
-use crate::oracle::History;
-use crate::world::{Setup, World};
+use crate::oracle::{History, Observed, identify_all};
+use crate::world::{IMAGE, Setup, World, read_snapshots};
 
 /// How hard a run is crashed.
 #[derive(Clone, Copy, Debug)]
@@ -15,45 +20,113 @@ pub struct Effort {
     pub variants: u64,
     /// Only one event in so many, chosen by seed.
     pub every: u64,
-    /// Queues when the image is opened again.
-    pub recrash: bool,
+    /// The recovery of one crash in so many is crashed in its turn; 0: none.
+    pub recrash: u64,
 }
+
+/// One crash image in so many is opened a second time and checked.
+const AGAIN: u64 = 8;
 
 /// What was explored.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Default, Debug)]
 pub struct Counts {
-    pub events: u64,
-    pub crashes: u64,
+    /// Beginnings and ends of storage operations at which there were crashes.
+    pub events: AtomicU64,
+    /// Crashes that were judged.
+    pub crashes: AtomicU64,
+    /// Of these, crashes of a recovery.
+    pub in_recovery: AtomicU64,
+    /// Different images that crashes have left, by fingerprint.
+    images: [Mutex<HashSet<u64>>; 32],
 }
 
-#[derive(Clone)]
+impl Counts {
+    /// Different images so far.
+    pub fn distinct(&self) -> u64 {
+        self.images.iter().map(|part| part.lock().unwrap().len() as u64).sum()
+    }
+
+    fn add_image(&self, print: u64) {
+        self.images[(print % 32) as usize].lock().unwrap().insert(print);
+    }
+
+    /// Prints the counts and makes sure that there are some.
+    pub fn report(&self, name: &str) {
+        let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        println!(
+            "crash states: {name}: {} storage events, {} crashes ({} of them in recovery), {} distinct images, no violation",
+            get(&self.events),
+            get(&self.crashes),
+            get(&self.in_recovery),
+            self.distinct(),
+        );
+        assert!(self.distinct() > 100, "the exploration did not run");
+    }
+}
+
+/// Runs `job` for each number in `range` on all processors, in order, until `enough` says so.
+pub fn in_parallel(
+    range: std::ops::Range<usize>,
+    enough: impl Fn() -> bool + Sync,
+    job: impl Fn(usize) + Sync,
+) {
+    let next = AtomicUsize::new(range.start);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !enough() {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= range.end {
+                        break;
+                    }
+                    job(number);
+                }
+            });
+        }
+    });
+}
+
 struct Pending {
     disk: SimDisk,
     power: bool,
     now: u64,
     label: String,
+    seed: u64,
 }
+
+/// What a hook has collected, and how far the run was.
+type Waiting = Rc<RefCell<Vec<Pending>>>;
 
 /// Collects crashed disks from the hook; they are judged between the steps, outside of it.
-pub struct Explorer {
+pub struct Explorer<'a> {
     seed: u64,
     effort: Effort,
-    waiting: Rc<RefCell<Vec<Pending>>>,
+    waiting: Waiting,
     history: Rc<RefCell<History>>,
     events: Rc<Cell<u64>>,
-    crashes: Cell<u64>,
+    /// What was found in the images of this run, by fingerprint.
+    found: RefCell<HashMap<u64, Rc<Observed>>>,
     setup: Setup,
+    counts: &'a Counts,
 }
 
-impl Explorer {
+impl Drop for Explorer<'_> {
+    fn drop(&mut self) {
+        self.counts.events.fetch_add(self.events.get(), Ordering::Relaxed);
+    }
+}
+
+impl<'a> Explorer<'a> {
     pub fn new(
         disk: &SimDisk,
         seed: u64,
         effort: Effort,
         setup: Setup,
         history: Rc<RefCell<History>>,
-    ) -> Explorer {
-        let waiting: Rc<RefCell<Vec<Pending>>> = Rc::default();
+        counts: &'a Counts,
+    ) -> Explorer<'a> {
+        let waiting = Waiting::default();
         let events = Rc::new(Cell::new(0));
         let (list, count, hist) = (waiting.clone(), events.clone(), history.clone());
         disk.set_hook(Some(Box::new(move |disk, event| {
@@ -63,21 +136,27 @@ impl Explorer {
             }
             let now = hist.borrow().now;
             for variant in 0..effort.variants {
-                let crash_seed = mix(seed ^ 0x5eed, count.get() * 64 + variant);
-                let label = format!("seed {seed} event {} ({event:?}) variant {variant}", count.get());
-                let dead = disk.crash(Crash::ProcessDeath, crash_seed);
-                let power = disk.crash(Crash::PowerLoss, crash_seed);
-                let both = dead.crash(Crash::PowerLoss, crash_seed + 1);
+                let seed_of_crash = mix(seed ^ 0x5eed, count.get() * 64 + variant);
+                let dead = disk.crash(Crash::ProcessDeath, seed_of_crash);
+                let lost = disk.crash(Crash::PowerLoss, seed_of_crash);
+                let both = dead.crash(Crash::PowerLoss, seed_of_crash + 1);
                 for (disk, power, what) in [
                     (dead, false, "process death"),
-                    (power, true, "power loss"),
-                    (both, true, "death, then power"),
+                    (lost, true, "power loss"),
+                    (both, true, "death, then power loss"),
                 ] {
-                    list.borrow_mut().push(Pending { disk, power, now, label: format!("{label}, {what}") });
+                    let label = format!(
+                        "seed {seed} event {} ({:?} {:?}) variant {variant}, {what}",
+                        count.get(),
+                        event.when,
+                        event.op
+                    );
+                    list.borrow_mut().push(Pending { disk, power, now, label, seed: seed_of_crash });
                 }
             }
         })));
-        Explorer { seed, effort, waiting, history, events, crashes: Cell::new(0), setup }
+        let found = RefCell::default();
+        Explorer { seed, effort, waiting, history, events, found, setup, counts }
     }
 
     /// Runs `executor` until `done`, judging on the way.
@@ -88,80 +167,110 @@ impl Explorer {
         }
     }
 
+    /// Crashes `disk` as it is now and judges that.
+    pub fn judge_now(&self, disk: &SimDisk, kind: Crash, label: &str) {
+        let (now, power) = (self.history.borrow().now, kind == Crash::PowerLoss);
+        let crashed = disk.crash(kind, self.seed);
+        let pending = Pending { disk: crashed, power, now, label: label.to_owned(), seed: self.seed };
+        self.waiting.borrow_mut().push(pending);
+        self.judge();
+    }
+
     /// Judges what was collected.
     pub fn judge(&self) {
-        let list = std::mem::take(&mut *self.waiting.borrow_mut());
-        for pending in list {
-            self.crashes.set(self.crashes.get() + 1);
-            judge_one(&pending, &self.history, self.setup, self.effort.recrash);
+        if self.waiting.borrow().is_empty() {
+            return;
+        }
+        for pending in std::mem::take(&mut *self.waiting.borrow_mut()) {
+            self.counts.crashes.fetch_add(1, Ordering::Relaxed);
+            let recrash = self.effort.recrash > 0 && pending.seed.is_multiple_of(self.effort.recrash);
+            let found = self.find(&pending, recrash);
+            let judged = self.history.borrow().judge(&found, pending.power, pending.now);
+            judged.unwrap_or_else(|e| panic!("{}: {e}", pending.label));
         }
     }
 
-    pub fn counts(&self) -> Counts {
-        Counts { events: self.events.get(), crashes: self.crashes.get() }
+    /// What a recovery finds: from memory if the same image has been there before in this run.
+    fn find(&self, pending: &Pending, recrash: bool) -> Rc<Observed> {
+        let print = pending.disk.fingerprint();
+        if let Some(known) = self.found.borrow().get(&print).filter(|_| !recrash) {
+            return known.clone();
+        }
+        self.counts.add_image(print);
+        let crashes: Waiting = Waiting::default();
+        if recrash {
+            collect_crashes(pending, crashes.clone());
+        }
+        let found = Rc::new(recover(&pending.disk, self.setup, pending.seed, &pending.label));
+        pending.disk.set_hook(None);
+        self.found.borrow_mut().insert(print, found.clone());
+        for inner in crashes.take() {
+            self.counts.crashes.fetch_add(1, Ordering::Relaxed);
+            self.counts.in_recovery.fetch_add(1, Ordering::Relaxed);
+            let found = self.find(&inner, false);
+            let judged = self.history.borrow().judge(&found, inner.power, inner.now);
+            judged.unwrap_or_else(|e| panic!("{}: {e}", inner.label));
+        }
+        found
     }
 }
 
-fn judge_one(pending: &Pending, history: &Rc<RefCell<History>>, setup: Setup, recrash: bool) {
-    let seed = pending.disk.ops() ^ pending.now;
-    let first = recover(&pending.disk, setup, seed, &pending.label, recrash.then_some((pending, history)));
-    let judged = history.borrow().judge(&first, pending.power, pending.now);
-    judged.unwrap_or_else(|e| panic!("{}: {e}", pending.label));
+/// Crashes the recovery of `pending` at some of its events. After a power loss, or a death and then one, it is as
+/// after a power loss; after two deaths, as after one.
+fn collect_crashes(pending: &Pending, list: Waiting) {
+    let (seed, power, now, label) = (pending.seed, pending.power, pending.now, pending.label.clone());
+    let count = Cell::new(0);
+    pending.disk.set_hook(Some(Box::new(move |disk, _| {
+        count.set(count.get() + 1);
+        if !mix(seed ^ 77, count.get()).is_multiple_of(4) {
+            return;
+        }
+        let inner_seed = mix(seed, count.get());
+        let also_power = inner_seed.is_multiple_of(2);
+        let kind = if also_power { Crash::PowerLoss } else { Crash::ProcessDeath };
+        list.borrow_mut().push(Pending {
+            disk: disk.crash(kind, inner_seed),
+            power: power || also_power,
+            now,
+            label: format!("{label}; {kind:?} at event {} of the recovery", count.get()),
+            seed: inner_seed,
+        });
+    })));
 }
 
-/// Opens the crashed disk, reads everything, closes it, and reads it again: recovering twice gives the same bytes.
-fn recover(
-    disk: &SimDisk,
-    setup: Setup,
-    seed: u64,
-    label: &str,
-    recrash: Option<(&Pending, &Rc<RefCell<History>>)>,
-) -> Vec<u8> {
-    let inner: Rc<RefCell<Vec<SimDisk>>> = Rc::default();
-    if let Some((pending, _)) = recrash {
-        let list = inner.clone();
-        let power = pending.power;
-        disk.set_hook(Some(Box::new(move |disk, event| {
-            let kind = if mix(seed, event.index).is_multiple_of(2) && power {
-                Crash::PowerLoss
-            } else {
-                Crash::ProcessDeath
-            };
-            if mix(seed ^ 77, event.index).is_multiple_of(8) {
-                list.borrow_mut().push(disk.crash(kind, mix(seed, event.index)));
-            }
-        })));
+/// Opens the crashed disk, reads everything and closes it; one time in a few, reads it again and checks it:
+/// recovering twice gives the same bytes.
+fn recover(disk: &SimDisk, setup: Setup, seed: u64, label: &str) -> Observed {
+    let found = read_once(disk, setup, seed, label);
+    if mix(seed, 3).is_multiple_of(AGAIN) {
+        let again = read_once(disk, setup, seed, label);
+        assert!(found == again, "{label}: the second open reads other bytes than the first");
+        let whole = CheckOptions { data: true, chain: true, ..CheckOptions::default() };
+        let report = disk.block_on(check(disk, Path::new(IMAGE), &whole));
+        let report = report.unwrap_or_else(|e| panic!("{label}: check: {e}"));
+        // A file that was being made may be there for ever.
+        let harm = report.findings.kept().iter().find(|f| f.code != Code::LeftoverFile);
+        assert!(harm.is_none(), "{label}: check: {harm:?}");
     }
-    let read = |disk: &SimDisk, label: &str| {
-        let history = Rc::new(RefCell::new(History::new(setup.sectors, setup.base)));
-        let executor = Executor::new(disk, seed);
-        let (label, disk) = (label.to_owned(), disk.clone());
-        let main = async move {
-            let world = World::open(&disk, 1, history)
-                .await
-                .unwrap_or_else(|e| panic!("{label}: cannot be opened: {e}"));
-            let bytes = world
-                .read_all()
-                .await
-                .unwrap_or_else(|e| panic!("{label}: cannot be read: {e:?} {:?}", world.image.last_errors()));
-            world.close().await.unwrap_or_else(|e| panic!("{label}: cannot be closed: {e}"));
-            bytes
-        };
-        executor.block_on(main)
+    found
+}
+
+fn read_once(disk: &SimDisk, setup: Setup, seed: u64, label: &str) -> Observed {
+    let history = Rc::new(RefCell::new(History::new(setup.sectors, setup.base)));
+    let bad = |e: &dyn std::fmt::Debug| -> ! { panic!("{label}: {e:?}") };
+    let on = disk.clone();
+    let main = async move {
+        let world = World::open(&on, 1, history).await.unwrap_or_else(|e| bad(&("cannot be opened", e)));
+        let bytes = world.read_all().await;
+        let bytes = bytes.unwrap_or_else(|e| bad(&("cannot be read", e, world.image.last_errors())));
+        world.close().await.unwrap_or_else(|e| bad(&("cannot be closed", e)));
+        let snapshots = read_snapshots(&on).await.unwrap_or_else(|e| bad(&("snapshot", e)));
+        (bytes, snapshots)
     };
-    let first = read(disk, label);
-    disk.set_hook(None);
-    let again = read(disk, &format!("{label}, second open"));
-    assert!(first == again, "{label}: the second open reads other bytes than the first");
-    if let Some((pending, history)) = recrash {
-        for (i, crashed) in inner.take().into_iter().enumerate() {
-            let label = format!("{label}, crash {i} in recovery");
-            let bytes = recover(&crashed, setup, seed + 1, &label, None);
-            let judged = history.borrow().judge(&bytes, pending.power, pending.now);
-            judged.unwrap_or_else(|e| panic!("{label}: {e}"));
-        }
-    }
-    first
+    let (bytes, snapshots) = Executor::new(disk, seed).block_on(main);
+    let identify = |bytes: &[u8]| identify_all(bytes).unwrap_or_else(|e| bad(&e));
+    let snapshots = snapshots.into_iter().map(|(name, bytes)| (name, identify(&bytes))).collect();
+    Observed { disk: identify(&bytes), snapshots }
 }
 
 /// A number that depends on both and looks random.

@@ -1,101 +1,205 @@
-//! Failing storage operations: the n-th write, sync or allocation fails, and the host runs out of space.
+//! Failing storage operations: the n-th operation fails, for every n, and the host runs out of space at every byte.
 //!
 //! Whatever fails, no acknowledged write is lost by the death of the process, no flushed one by a loss of power,
-//! and the image opens again.
+//! the image opens again, `check` finds nothing, and no space is leaked.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use cowdisk::device::Queue;
-use cowdisk::storage::IoBuf;
-use cowdisk::storage::sim::{Executor, Fault, FaultKind, Faults, OpKind, Rng, SimDisk, spawn};
+use cowdisk::storage::sim::{Crash, Executor, Fault, FaultKind, Faults, OpKind, Rng, SimDisk, spawn};
+use cowdisk::storage::{IoBuf, Storage};
 
-use crate::explore::{Effort, Explorer};
+use crate::explore::{Counts, Effort, Explorer, in_parallel, mix};
 use crate::oracle::{History, SECTOR};
-use crate::sequences::random_op;
+use crate::sequences::{random_op, share};
 use crate::world::{Op, Setup, World, make};
 
 const SETUP: Setup = Setup { sectors: 64, base: 30 };
 
-/// Runs random requests with `faults` in force, judges crashes on the way; gives the faults that hit.
-fn run(setup: Setup, seed: u64, faults: Faults, every: u64) -> u64 {
-    let disk = SimDisk::new(seed);
-    make(&disk, setup);
-    let history = Rc::new(RefCell::new(History::new(setup.sectors, setup.base)));
-    let executor = Executor::new(&disk, seed);
-    let (on, hist) = (disk.clone(), history.clone());
-    let world = executor.block_on(async move { World::open(&on, 2, hist).await.unwrap() });
-    disk.set_faults(faults);
-    let effort = Effort { variants: 1, every, recrash: false };
-    let explorer = Explorer::new(&disk, seed, effort, setup, history);
-    let finished = Rc::new(Cell::new(0));
-    let world = Rc::new(world);
-    for task in 0..3 {
-        let (world, end) = (world.clone(), finished.clone());
-        let mut rng = Rng::new(seed * 8 + task as u64);
-        executor.spawn(async move {
-            for _ in 0..10 {
-                world.run(task, random_op(&mut rng, setup)).await;
-            }
-            world.run(task, Op::Flush).await;
-            end.set(end.get() + 1);
-        });
-    }
-    explorer.run(&executor, || finished.get() == 3);
-    disk.set_hook(None);
-    disk.fault_hits()
+/// What became of a run with faults.
+#[derive(Default, Debug)]
+struct Outcome {
+    /// Operations that failed.
+    hits: u64,
+    /// The image was opened and closed in spite of them, and no write failed: then all space is accounted for.
+    whole: bool,
 }
 
-fn fault(at: u64, kind: FaultKind, sticky: bool, only: OpKind) -> Faults {
-    Faults { fail: Some(Fault { at, kind, sticky, only: Some(only) }), budget: None }
+/// Opens the image, runs random requests on two queues and closes it, with `faults` in force all the time. Judges
+/// crashes on the way and at the end.
+fn run(seed: u64, faults: Faults, every: u64, counts: &Counts) -> Outcome {
+    let disk = make(SETUP);
+    let history = Rc::new(RefCell::new(History::new(SETUP.sectors, SETUP.base)));
+    let effort = Effort { variants: 1, every, recrash: 0 };
+    let explorer = Explorer::new(&disk, seed, effort, SETUP, history.clone(), counts);
+    disk.set_faults(faults);
+    let executor = Executor::new(&disk, seed);
+    let left: Rc<Cell<Option<u64>>> = Rc::default();
+    let (on, hist, live) = (disk.clone(), history.clone(), left.clone());
+    let main = executor.spawn(async move {
+        let Ok(world) = World::open(&on, 2, hist).await else { return };
+        let world = Rc::new(world);
+        let running: Vec<_> = (0..3)
+            .map(|task| {
+                let (world, mut rng) = (world.clone(), Rng::new(seed * 8 + task as u64));
+                spawn(async move {
+                    for _ in 0..8 {
+                        world.run(task, random_op(&mut rng, SETUP)).await;
+                    }
+                    world.run(task, Op::Flush).await;
+                })
+            })
+            .collect();
+        for task in running {
+            task.await;
+        }
+        let Ok(world) = Rc::try_unwrap(world) else { panic!("a task still holds the world") };
+        let image = world.image.clone();
+        if world.close().await.is_ok() {
+            let stats = image.head.as_ref().unwrap().space.stats();
+            live.set(Some(stats.file_blocks - stats.free_blocks - stats.punched_blocks - stats.limbo_blocks));
+        }
+    });
+    explorer.run(&executor, || main.is_finished());
+    drop(executor);
+    for kind in [Crash::ProcessDeath, Crash::PowerLoss] {
+        explorer.judge_now(&disk, kind, &format!("{faults:?}, seed {seed}, {kind:?} at the end"));
+    }
+    disk.set_hook(None);
+    let failed = history.borrow().changes.iter().any(|c| c.failed);
+    let outcome = Outcome { hits: disk.fault_hits(), whole: left.get().is_some() && !failed };
+    if let Some(live) = left.get().filter(|_| outcome.whole) {
+        disk.set_faults(Faults::default());
+        let fresh = live_after_open(&disk, seed);
+        assert_eq!(
+            live, fresh,
+            "{faults:?}, seed {seed}: blocks in use before the close and after the next open"
+        );
+    }
+    outcome
+}
+
+/// Blocks in use, counted anew from the tree.
+fn live_after_open(disk: &SimDisk, seed: u64) -> u64 {
+    let history = Rc::new(RefCell::new(History::new(SETUP.sectors, SETUP.base)));
+    let on = disk.clone();
+    Executor::new(disk, seed).block_on(async move {
+        let world = World::open(&on, 1, history).await.unwrap();
+        while !world.image.head.as_ref().unwrap().space.stats().holes_known {
+            on.pause(Duration::ZERO).await;
+        }
+        let stats = world.image.head.as_ref().unwrap().space.stats();
+        world.close().await.unwrap();
+        stats.file_blocks - stats.free_blocks - stats.punched_blocks - stats.limbo_blocks
+    })
+}
+
+fn fault(at: u64, kind: FaultKind, sticky: bool, only: Option<OpKind>) -> Faults {
+    Faults { fail: Some(Fault { at, kind, sticky, only }), budget: None }
+}
+
+const KINDS: [FaultKind; 7] = [
+    FaultKind::Eio,
+    FaultKind::Enospc,
+    FaultKind::Eintr,
+    FaultKind::Eagain,
+    FaultKind::Short,
+    FaultKind::Late,
+    FaultKind::Lost,
+];
+
+/// Every n of share `k` of `n`, once and for ever, until a run is clean.
+fn sweep(k: usize, n: usize, counts: &Counts) -> (u64, u64) {
+    let (runs, hits) = (AtomicU64::new(0), AtomicU64::new(0));
+    // A write that is lost in silence is for the tests of damage; an operation interrupted for ever never ends.
+    let kinds = KINDS.into_iter().filter(|kind| *kind != FaultKind::Lost);
+    let ways = kinds.flat_map(|kind| [(kind, false), (kind, true)]);
+    let ways: Vec<_> = ways
+        .filter(|(kind, sticky)| !sticky || !matches!(kind, FaultKind::Eintr | FaultKind::Eagain))
+        .collect();
+    in_parallel(
+        0..ways.len(),
+        || false,
+        |way| {
+            let (kind, sticky) = ways[way];
+            for at in (1 + k as u64..).step_by(n) {
+                let seed = mix(way as u64, at) >> 40;
+                let outcome = run(seed, fault(at, kind, sticky, None), 7, counts);
+                runs.fetch_add(1, Ordering::Relaxed);
+                hits.fetch_add(outcome.hits, Ordering::Relaxed);
+                if outcome.hits == 0 {
+                    break;
+                }
+                assert!(at < 5000, "the run does not get shorter than its faults");
+            }
+        },
+    );
+    (runs.into_inner(), hits.into_inner())
+}
+
+/// Every number of free blocks of the host, from none to enough.
+fn fill(k: usize, n: usize, counts: &Counts) -> u64 {
+    let disk = make(SETUP);
+    let used = disk.allocated();
+    let runs = AtomicU64::new(0);
+    // The whole run takes less than 2 MiB.
+    in_parallel(
+        0..512 / n,
+        || false,
+        |i| {
+            let free = (i * n + k) as u64;
+            run(mix(free, 5) >> 40, Faults { fail: None, budget: Some(used + free * 4096) }, 7, counts);
+            runs.fetch_add(1, Ordering::Relaxed);
+        },
+    );
+    runs.into_inner()
+}
+
+fn report(what: &str, runs: u64, hits: u64, counts: &Counts) {
+    counts.report(what);
+    println!("faults: {what}: {runs} runs, {hits} operations failed, no violation");
 }
 
 #[test]
-fn every_operation_fails_once_and_for_ever() {
-    let mut runs = 0;
-    for (kind, only) in [
-        (FaultKind::Eio, OpKind::Write),
-        (FaultKind::Late, OpKind::Write),
-        (FaultKind::Short, OpKind::Write),
-        (FaultKind::Eintr, OpKind::Write),
-        (FaultKind::Enospc, OpKind::Write),
-        (FaultKind::Eio, OpKind::Sync),
-        (FaultKind::Enospc, OpKind::Allocate),
-    ] {
-        // Until the fault lies behind the end of the run; in steps, the long run of the next line takes them all.
-        let step = if std::env::var_os("COWDISK_SEEDS").is_some() { 1 } else { 5 };
-        let mut at = 1;
-        loop {
-            let hits = run(SETUP, 7 + at, fault(at, kind, at % 2 == 0 && kind != FaultKind::Eintr, only), 9);
-            runs += 1;
-            if hits == 0 {
-                break;
-            }
-            at += step;
-            assert!(at < 2000, "the run does not get shorter than its faults");
-        }
-    }
-    println!("faults: {runs} runs, no violation");
+fn a_share_of_the_operations_fail_once_and_for_ever() {
+    let counts = Counts::default();
+    let (k, n) = share(16);
+    let (runs, hits) = sweep(k, n, &counts);
+    report(&format!("failing operations, share {k} of {n}"), runs, hits, &counts);
 }
 
 #[test]
 fn a_full_host_harms_nothing() {
-    for budget in (0..60).map(|n| 64 * 1024 + n * 8 * 1024) {
-        run(SETUP, budget, Faults { fail: None, budget: Some(budget) }, 11);
-    }
+    let counts = Counts::default();
+    let (k, n) = share(16);
+    let runs = fill(k, n, &counts);
+    report(&format!("full host, share {k} of {n}"), runs, 0, &counts);
+}
+
+/// To be run in release.
+#[test]
+#[ignore = "takes minutes; run by the command in the README"]
+fn every_operation_fails_once_and_for_ever_at_every_free_byte() {
+    let counts = Counts::default();
+    let (runs, hits) = sweep(0, 1, &counts);
+    report("failing operations", runs, hits, &counts);
+    let runs = fill(0, 1, &counts);
+    report("full host", runs, 0, &counts);
 }
 
 #[test]
 fn a_failed_sync_poisons_writes_and_leaves_reads() {
-    let disk = SimDisk::new(3);
-    make(&disk, SETUP);
+    let disk = make(SETUP);
     let history = Rc::new(RefCell::new(History::new(SETUP.sectors, SETUP.base)));
     let executor = Executor::new(&disk, 3);
     let on = disk.clone();
     executor.block_on(async move {
         let world = World::open(&on, 1, history.clone()).await.unwrap();
         world.run(0, Op::Write { first: 0, sectors: 8, fua: false }).await;
-        on.set_faults(fault(1, FaultKind::Eio, false, OpKind::Sync));
+        on.set_faults(fault(1, FaultKind::Eio, false, Some(OpKind::Sync)));
         let queue = world.queues[0].clone();
         assert_eq!(queue.flush().await.unwrap_err().0, libc::EIO);
         // The next fdatasync would succeed and mean nothing: it must not be asked.
@@ -112,8 +216,7 @@ fn a_failed_sync_poisons_writes_and_leaves_reads() {
 #[test]
 fn enospc_reaches_the_guest_and_space_comes_back() {
     let setup = Setup { sectors: 4096, base: 0 };
-    let disk = SimDisk::new(5);
-    make(&disk, setup);
+    let disk = make(setup);
     let history = Rc::new(RefCell::new(History::new(setup.sectors, setup.base)));
     let executor = Executor::new(&disk, 5);
     let on = disk.clone();
@@ -145,15 +248,14 @@ fn enospc_reaches_the_guest_and_space_comes_back() {
 /// The next requests after a write that failed: a commit covers them by way of a checkpoint (W4).
 #[test]
 fn a_failed_data_write_is_settled_by_a_checkpoint() {
-    let disk = SimDisk::new(9);
-    make(&disk, SETUP);
+    let disk = make(SETUP);
     let history = Rc::new(RefCell::new(History::new(SETUP.sectors, SETUP.base)));
     let executor = Executor::new(&disk, 9);
     let on = disk.clone();
     executor.block_on(async move {
         let world = Rc::new(World::open(&on, 1, history.clone()).await.unwrap());
         let before = world.image.superblock().generation;
-        on.set_faults(fault(1, FaultKind::Eio, false, OpKind::Write));
+        on.set_faults(fault(1, FaultKind::Eio, false, Some(OpKind::Write)));
         // The data write is issued first, so it is the one that fails.
         let failing = world.clone();
         spawn(async move { failing.run(0, Op::Write { first: 0, sectors: 8, fua: false }).await }).await;

@@ -5,8 +5,9 @@
 //! unless a request that *must* be there was issued after that value was acknowledged. What must be there:
 //! after the death of the process every acknowledged request; after a power loss every request that a completed
 //! FLUSH or FUA covers, and, for each later request that is there, all that were acknowledged before it was issued.
-
-use std::collections::BTreeSet;
+//!
+//! A snapshot that was acknowledged shows what the disk showed when it was taken, for ever; one that was broken off is
+//! absent or exact.
 
 pub const SECTOR: usize = 512;
 
@@ -32,13 +33,32 @@ pub struct Change {
 pub enum Seen {
     Zero,
     Base,
-    Change(usize),
+    Change(u32),
+}
+
+/// A snapshot that was taken while no request was running.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub name: String,
+    /// What the disk showed.
+    pub seen: Vec<Seen>,
+    pub issued: u64,
+    pub acked: Option<u64>,
+}
+
+/// What was found after a crash.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Observed {
+    pub disk: Vec<Seen>,
+    /// The snapshots that are there, by name.
+    pub snapshots: Vec<(String, Vec<Seen>)>,
 }
 
 #[derive(Clone, Debug)]
 pub struct History {
     pub now: u64,
     pub changes: Vec<Change>,
+    pub snapshots: Vec<Snapshot>,
     pub sectors: usize,
     /// Sectors that the base provides.
     pub base: usize,
@@ -61,12 +81,12 @@ pub fn base_stamp(sector: usize) -> [u8; SECTOR] {
 
 /// What `bytes`, read at `sector`, are.
 pub fn identify(sector: usize, bytes: &[u8]) -> Result<Seen, String> {
-    if bytes.iter().all(|&b| b == 0) {
+    let word = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    if word == 0 && bytes.iter().all(|&b| b == 0) {
         return Ok(Seen::Zero);
     }
-    let word = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-    let (at, id) = ((word >> 32) as usize, (word & 0xFFFF_FFFF) as usize);
-    if bytes != stamp(at, id) {
+    let (at, id) = ((word >> 32) as usize, (word & 0xFFFF_FFFF) as u32);
+    if bytes != stamp(at, id as usize) {
         return Err(format!("sector {sector} holds garbage: {:02x?}…", &bytes[..16]));
     }
     if at != sector {
@@ -75,9 +95,79 @@ pub fn identify(sector: usize, bytes: &[u8]) -> Result<Seen, String> {
     Ok(if id == 0xFFFF_FFFF { Seen::Base } else { Seen::Change(id) })
 }
 
+/// What a whole disk shows.
+pub fn identify_all(bytes: &[u8]) -> Result<Vec<Seen>, String> {
+    bytes.chunks_exact(SECTOR).enumerate().map(|(i, s)| identify(i, s)).collect()
+}
+
+/// For each sector, what decides whether a value may be there.
+struct Judge<'a> {
+    history: &'a History,
+    now: u64,
+    /// When the newest change that must be there was issued, and which it is.
+    newest: Vec<(u64, usize)>,
+    /// When the last change that zeroes the sector was in place for sure.
+    zeroed: Vec<u64>,
+}
+
+impl Judge<'_> {
+    fn new(history: &History, now: u64, must: impl Fn(&Change) -> bool) -> Judge<'_> {
+        let mut newest = vec![(0, 0); history.sectors];
+        let mut zeroed: Vec<u64> =
+            (0..history.sectors).map(|s| if s >= history.base { 1 } else { 0 }).collect();
+        for (id, c) in history.changes.iter().enumerate().filter(|(_, c)| c.issued <= now) {
+            for sector in c.first..c.first + c.sectors {
+                if must(c) {
+                    newest[sector] = newest[sector].max((c.issued, id));
+                }
+                if c.zero {
+                    zeroed[sector] = zeroed[sector].max(c.in_place(now));
+                }
+            }
+        }
+        Judge { history, now, newest, zeroed }
+    }
+
+    /// May `sector` show `seen`? Time 1 is that of the beginning.
+    fn allowed(&self, sector: usize, seen: Seen) -> Result<(), String> {
+        let history = self.history;
+        // When the value was in place for sure: anything that must be there and was issued later hides it.
+        let end = match seen {
+            Seen::Base if sector < history.base => 1,
+            Seen::Base => return Err(format!("sector {sector} shows a base that it does not have")),
+            Seen::Change(id) => {
+                let change = history.changes.get(id as usize);
+                let Some(c) = change.filter(|c| c.issued <= self.now && !c.zero) else {
+                    return Err(format!("sector {sector} shows change {id}, which was never issued"));
+                };
+                if !(c.first..c.first + c.sectors).contains(&sector) {
+                    return Err(format!("sector {sector} shows change {id}, which never wrote it"));
+                }
+                c.in_place(self.now)
+            }
+            Seen::Zero if self.zeroed[sector] == 0 => {
+                return Err(format!("sector {sector} shows zeros, but nothing has zeroed it"));
+            }
+            Seen::Zero => self.zeroed[sector],
+        };
+        let (issued, id) = self.newest[sector];
+        if issued > end {
+            return Err(format!("sector {sector} shows {seen:?}, but change {id} must be there"));
+        }
+        Ok(())
+    }
+}
+
+impl Change {
+    /// When it was acknowledged, as known at `now`.
+    fn in_place(&self, now: u64) -> u64 {
+        self.acked.filter(|a| *a <= now).unwrap_or(u64::MAX)
+    }
+}
+
 impl History {
     pub fn new(sectors: usize, base: usize) -> History {
-        History { now: 1, changes: Vec::new(), sectors, base }
+        History { now: 1, changes: Vec::new(), snapshots: Vec::new(), sectors, base }
     }
 
     pub fn tick(&mut self) -> u64 {
@@ -111,120 +201,83 @@ impl History {
         }
     }
 
-    fn covers(&self, id: usize, sector: usize) -> bool {
-        let c = &self.changes[id];
-        (c.first..c.first + c.sectors).contains(&sector)
+    /// A snapshot is being taken of a disk that shows `seen`.
+    pub fn snapshot(&mut self, name: &str, seen: Vec<Seen>) -> usize {
+        let issued = self.tick();
+        self.snapshots.push(Snapshot { name: name.to_owned(), seen, issued, acked: None });
+        self.snapshots.len() - 1
     }
 
-    /// May `sector` show `seen`, if the changes `must` have to be there? Time `now` is that of the crash.
-    fn allowed(&self, sector: usize, seen: Seen, must: &BTreeSet<usize>, now: u64) -> Result<(), String> {
-        // When the value was in place for sure: anything that must be there and was issued later hides it.
-        let ends: Vec<u64> = match seen {
-            Seen::Base if sector < self.base => vec![0],
-            Seen::Base => return Err(format!("sector {sector} shows a base that it does not have")),
-            Seen::Change(id) => {
-                let Some(c) = self.changes.get(id).filter(|c| c.issued <= now && !c.zero) else {
-                    return Err(format!("sector {sector} shows change {id}, which was never issued"));
-                };
-                if !self.covers(id, sector) {
-                    return Err(format!("sector {sector} shows change {id}, which never wrote it"));
-                }
-                vec![c.acked.filter(|a| *a <= now).unwrap_or(u64::MAX)]
-            }
-            Seen::Zero => {
-                let zeros = self
-                    .changes
-                    .iter()
-                    .enumerate()
-                    .filter(|(id, c)| c.zero && c.issued <= now && self.covers(*id, sector));
-                let mut ends: Vec<u64> =
-                    zeros.map(|(_, c)| c.acked.filter(|a| *a <= now).unwrap_or(u64::MAX)).collect();
-                if sector >= self.base {
-                    ends.push(0);
-                }
-                ends
-            }
-        };
-        let hiding =
-            |end: u64| must.iter().copied().find(|&m| self.covers(m, sector) && self.changes[m].issued > end);
-        match ends.iter().map(|&end| hiding(end)).collect::<Option<Vec<usize>>>() {
-            // At least one explanation is hidden by nothing.
-            None => Ok(()),
-            Some(hidden) => {
-                Err(format!("sector {sector} shows {seen:?}, but change {hidden:?} must be there"))
-            }
-        }
-    }
-
-    /// What must be there after a power loss, given what is seen.
-    fn must_after_power_loss(&self, seen: &[Seen], now: u64) -> BTreeSet<usize> {
-        let mut must: BTreeSet<usize> =
-            (0..self.changes.len()).filter(|&i| self.changes[i].durable.is_some_and(|d| d <= now)).collect();
+    /// Judges what was found after a crash at time `now`.
+    pub fn judge(&self, found: &Observed, power_loss: bool, now: u64) -> Result<(), String> {
         // Closed under order: what is there had everything before it that was acknowledged when it was issued.
-        let newest = seen
-            .iter()
-            .filter_map(|s| match s {
-                Seen::Change(id) => Some(self.changes[*id].issued),
-                _ => None,
-            })
-            .max()
-            .unwrap_or(0);
-        must.extend((0..self.changes.len()).filter(|&i| {
-            let c = &self.changes[i];
-            !c.failed && c.acked.is_some_and(|a| a < newest && a <= now)
-        }));
-        must
-    }
-
-    fn must_after_death(&self, now: u64) -> BTreeSet<usize> {
-        (0..self.changes.len())
-            .filter(|&i| self.changes[i].acked.is_some_and(|a| a <= now) && !self.changes[i].failed)
-            .collect()
-    }
-
-    /// Judges the whole disk after a crash at time `now`.
-    pub fn judge(&self, disk: &[u8], power_loss: bool, now: u64) -> Result<(), String> {
-        let seen: Vec<Seen> =
-            disk.chunks_exact(SECTOR).enumerate().map(|(i, s)| identify(i, s)).collect::<Result<_, _>>()?;
-        for (sector, s) in seen.iter().enumerate() {
-            if let Seen::Change(id) = s
-                && self.changes.get(*id).is_none()
-            {
-                return Err(format!("sector {sector} shows change {id}, which was never issued"));
-            }
+        let issued = |seen: &Seen| match seen {
+            Seen::Change(id) => self.changes.get(*id as usize).map(|c| c.issued),
+            _ => None,
+        };
+        let newest = found.disk.iter().filter_map(issued).max().unwrap_or(0);
+        let must = |c: &Change| {
+            let durable = c.durable.is_some_and(|d| d <= now);
+            let before = power_loss && c.acked.is_some_and(|a| a < newest);
+            let acked = c.acked.is_some_and(|a| a <= now);
+            !c.failed && acked && (durable || before || !power_loss)
+        };
+        let judge = Judge::new(self, now, must);
+        for (sector, &seen) in found.disk.iter().enumerate() {
+            judge.allowed(sector, seen)?;
         }
-        let must =
-            if power_loss { self.must_after_power_loss(&seen, now) } else { self.must_after_death(now) };
-        for (sector, &s) in seen.iter().enumerate() {
-            self.allowed(sector, s, &must, now)?;
-        }
-        self.judge_atomic(&seen, now)
+        self.judge_atomic(&judge, &found.disk)?;
+        self.judge_snapshots(&found.snapshots, now)
     }
 
     /// A request is there as a whole or not at all.
-    fn judge_atomic(&self, seen: &[Seen], now: u64) -> Result<(), String> {
-        for (id, c) in self.changes.iter().enumerate().filter(|(_, c)| !c.split && !c.zero && c.issued <= now)
-        {
+    fn judge_atomic(&self, judge: &Judge<'_>, disk: &[Seen]) -> Result<(), String> {
+        let whole = |c: &&Change| !c.split && !c.zero && c.issued <= judge.now;
+        for (id, c) in self.changes.iter().enumerate().filter(|(_, c)| whole(c)) {
             let range = c.first..c.first + c.sectors;
-            if !seen[range.clone()].contains(&Seen::Change(id)) {
+            if !disk[range.clone()].contains(&Seen::Change(id as u32)) {
                 continue;
             }
-            let must = BTreeSet::from([id]);
             for sector in range {
-                self.allowed(sector, seen[sector], &must, now).map_err(|e| format!("torn request: {e}"))?;
+                let end = match disk[sector] {
+                    Seen::Zero => judge.zeroed[sector],
+                    Seen::Change(other) => self.changes[other as usize].in_place(judge.now),
+                    Seen::Base => 1,
+                };
+                if c.issued > end {
+                    let seen = disk[sector];
+                    return Err(format!(
+                        "torn request: change {id} is there, but sector {sector} shows {seen:?}"
+                    ));
+                }
             }
         }
         Ok(())
     }
 
+    fn judge_snapshots(&self, found: &[(String, Vec<Seen>)], now: u64) -> Result<(), String> {
+        for (name, seen) in found {
+            let taken = self.snapshots.iter().find(|s| s.name == *name && s.issued <= now);
+            let Some(taken) = taken else {
+                return Err(format!("snapshot {name} is there, which was never taken"));
+            };
+            if let Some(sector) = (0..seen.len()).find(|&s| seen[s] != taken.seen[s]) {
+                let (now, then) = (seen[sector], taken.seen[sector]);
+                return Err(format!("snapshot {name}: sector {sector} shows {now:?}, not {then:?}"));
+            }
+        }
+        let acked = |s: &&Snapshot| s.acked.is_some_and(|a| a <= now);
+        match self.snapshots.iter().filter(acked).find(|s| found.iter().all(|(name, _)| *name != s.name)) {
+            Some(lost) => Err(format!("snapshot {} is lost", lost.name)),
+            None => Ok(()),
+        }
+    }
+
     /// Judges what a read that was issued at `issued` and has just ended saw from `first` on.
     pub fn judge_read(&self, first: usize, bytes: &[u8], issued: u64) -> Result<(), String> {
-        let must: BTreeSet<usize> = (0..self.changes.len())
-            .filter(|&i| self.changes[i].acked.is_some_and(|a| a < issued) && !self.changes[i].failed)
-            .collect();
+        let judge = Judge::new(self, u64::MAX, |c| !c.failed && c.acked.is_some_and(|a| a < issued));
         for (i, sector) in bytes.chunks_exact(SECTOR).enumerate() {
-            let seen = identify(first + i, sector)?;
-            self.allowed(first + i, seen, &must, u64::MAX)?;
+            judge.allowed(first + i, identify(first + i, sector)?)?;
         }
         Ok(())
     }

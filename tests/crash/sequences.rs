@@ -3,9 +3,9 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use cowdisk::storage::sim::{Executor, Rng, SimDisk, spawn};
+use cowdisk::storage::sim::{Executor, Rng, spawn};
 
-use crate::explore::{Counts, Effort, Explorer};
+use crate::explore::{Counts, Effort, Explorer, in_parallel, mix};
 use crate::oracle::History;
 use crate::world::{Op, Setup, World, make};
 
@@ -24,35 +24,42 @@ const ALPHABET: [Op; 12] = [
     Op::Tick,
 ];
 
-/// One step of a sequence: an operation, or closing and opening again.
+/// One step of a sequence: an operation, closing and opening again, or a snapshot.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Op(Op),
     Reopen,
+    Snapshot,
 }
 
 fn steps() -> Vec<Step> {
-    ALPHABET.iter().map(|&op| Step::Op(op)).chain([Step::Reopen]).collect()
+    ALPHABET.iter().map(|&op| Step::Op(op)).chain([Step::Reopen, Step::Snapshot]).collect()
+}
+
+/// The sequence with number `number` of `len` steps.
+fn sequence(number: usize, len: u32) -> Vec<Step> {
+    let steps = steps();
+    (0..len).map(|i| steps[number / steps.len().pow(i) % steps.len()]).collect()
 }
 
 /// Runs the steps one after the other, crashing at every event.
-fn run_sequence(steps: &[Step], setup: Setup, seed: u64, effort: Effort) -> Counts {
-    let disk = SimDisk::new(seed);
-    make(&disk, setup);
+fn run_sequence(steps: &[Step], setup: Setup, seed: u64, effort: Effort, counts: &Counts) {
+    let disk = make(setup);
     let history = Rc::new(RefCell::new(History::new(setup.sectors, setup.base)));
-    let explorer = Explorer::new(&disk, seed, effort, setup, history.clone());
+    let explorer = Explorer::new(&disk, seed, effort, setup, history.clone(), counts);
     let executor = Executor::new(&disk, seed);
     let finished = Rc::new(Cell::new(false));
     let (end, steps, on) = (finished.clone(), steps.to_vec(), disk.clone());
     executor.spawn(async move {
         let mut world = World::open(&on, 1, history.clone()).await.unwrap();
-        for step in steps {
+        for (i, step) in steps.into_iter().enumerate() {
             match step {
                 Step::Op(op) => world.run(0, op).await,
                 Step::Reopen => {
                     world.close().await.unwrap();
                     world = World::open(&on, 1, history.clone()).await.unwrap();
                 }
+                Step::Snapshot => world = world.snapshot(&on, &format!("s{i}")).await.unwrap(),
             }
         }
         world.run(0, Op::Read { first: 0, sectors: setup.sectors }).await;
@@ -60,22 +67,21 @@ fn run_sequence(steps: &[Step], setup: Setup, seed: u64, effort: Effort) -> Coun
     });
     explorer.run(&executor, || finished.get());
     disk.set_hook(None);
-    explorer.counts()
 }
 
-/// Runs random operations from several tasks on several queues.
-fn run_random(setup: Setup, seed: u64, tasks: usize, ops: usize, effort: Effort) -> Counts {
-    let disk = SimDisk::new(seed);
-    make(&disk, setup);
+/// Runs random operations from several tasks on two queues, in rounds between which the image is closed and opened,
+/// one time in two with a snapshot.
+fn run_random(setup: Setup, seed: u64, tasks: usize, ops: usize, effort: Effort, counts: &Counts) {
+    let disk = make(setup);
     let history = Rc::new(RefCell::new(History::new(setup.sectors, setup.base)));
-    let explorer = Explorer::new(&disk, seed, effort, setup, history.clone());
+    let explorer = Explorer::new(&disk, seed, effort, setup, history.clone(), counts);
     let executor = Executor::new(&disk, seed);
     let finished = Rc::new(Cell::new(false));
     let (end, on) = (finished.clone(), disk.clone());
     executor.spawn(async move {
         let mut rng = Rng::new(seed);
         let mut world = Rc::new(World::open(&on, 2, history.clone()).await.unwrap());
-        for _round in 0..2 {
+        for round in 0..2 {
             let running: Vec<_> = (0..tasks)
                 .map(|task| {
                     let (world, mut rng) = (world.clone(), rng.split());
@@ -91,15 +97,18 @@ fn run_random(setup: Setup, seed: u64, tasks: usize, ops: usize, effort: Effort)
                 task.await;
             }
             let Ok(done) = Rc::try_unwrap(world) else { panic!("a task still holds the world") };
-            done.close().await.unwrap();
-            world = Rc::new(World::open(&on, 2, history.clone()).await.unwrap());
+            world = Rc::new(if rng.chance(1, 2) {
+                done.snapshot(&on, &format!("s{round}")).await.unwrap()
+            } else {
+                done.close().await.unwrap();
+                World::open(&on, 2, history.clone()).await.unwrap()
+            });
         }
         world.run(0, Op::Read { first: 0, sectors: setup.sectors }).await;
         end.set(true);
     });
     explorer.run(&executor, || finished.get());
     disk.set_hook(None);
-    explorer.counts()
 }
 
 pub fn random_op(rng: &mut Rng, setup: Setup) -> Op {
@@ -138,56 +147,114 @@ pub fn random_op(rng: &mut Rng, setup: Setup) -> Op {
     }
 }
 
-fn add(total: &mut Counts, more: Counts) {
-    total.events += more.events;
-    total.crashes += more.crashes;
-}
-
-fn report(name: &str, total: Counts) {
-    println!("{name}: {} storage events, {} crash states, no violation", total.events, total.crashes);
-    assert!(total.crashes > 100, "the exploration did not run");
-}
-
 /// `COWDISK_SEEDS=A..B` explores these seeds of the random workloads instead of the few of a normal run.
-fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
+fn seeds(default: std::ops::Range<usize>) -> std::ops::Range<usize> {
     let Ok(text) = std::env::var("COWDISK_SEEDS") else { return default };
     let (a, b) = text.split_once("..").expect("COWDISK_SEEDS is A..B");
     a.parse().expect("A is a number")..b.parse().expect("B is a number")
 }
 
+/// `COWDISK_SHARE=K/N`: the K-th of N shares of what is too much for each run. The default goes round with the days.
+pub fn share(default: usize) -> (usize, usize) {
+    let Ok(text) = std::env::var("COWDISK_SHARE") else {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        return ((now.as_secs() / 86400) as usize % default, default);
+    };
+    let (k, n) = text.split_once('/').expect("COWDISK_SHARE is K/N");
+    (k.parse().expect("K is a number"), n.parse().expect("N is a number"))
+}
+
+/// How many distinct images the long run wants (`COWDISK_STATES`).
+fn wanted() -> u64 {
+    std::env::var("COWDISK_STATES").map_or(1_000_000, |n| n.parse().expect("COWDISK_STATES is a number"))
+}
+
 const SMALL: Setup = Setup { sectors: 40, base: 30 };
 const EMPTY: Setup = Setup { sectors: 40, base: 0 };
+const SPANS: Setup = Setup { sectors: 2100, base: 1300 };
+
+fn run_sequence_number(number: usize, len: u32, effort: Effort, counts: &Counts) {
+    let steps = sequence(number, len);
+    let seed = mix(u64::from(len), number as u64) >> 32;
+    run_sequence(&steps, if number.is_multiple_of(2) { SMALL } else { EMPTY }, seed, effort, counts);
+}
+
+/// Every combination of kinds of workloads comes up within a few seeds.
+fn run_random_number(seed: usize, counts: &Counts) {
+    let setup = [SMALL, EMPTY, SMALL, SPANS][seed % 4];
+    let (tasks, ops) = [(5, 12), (2, 8), (3, 24)][seed % 3];
+    let recrash = if seed.is_multiple_of(5) { 8 } else { 0 };
+    let every = if setup.sectors > 100 { 5 } else { 1 };
+    run_random(setup, seed as u64, tasks, ops, Effort { variants: 1, every, recrash }, counts);
+}
 
 #[test]
 fn every_sequence_of_one_and_two_operations() {
-    let effort = Effort { variants: 1, every: 1, recrash: false };
-    let mut total = Counts::default();
-    for (i, &a) in steps().iter().enumerate() {
-        for (j, &b) in steps().iter().enumerate() {
-            let setup = if (i + j) % 2 == 0 { SMALL } else { EMPTY };
-            add(&mut total, run_sequence(&[a, b], setup, (i * 64 + j) as u64, effort));
-        }
-    }
-    report("sequences of two", total);
+    let effort = Effort { variants: 1, every: 1, recrash: 0 };
+    let counts = Counts::default();
+    let n = steps().len();
+    in_parallel(0..n, || false, |number| run_sequence_number(number, 1, effort, &counts));
+    in_parallel(0..n * n, || false, |number| run_sequence_number(number, 2, effort, &counts));
+    counts.report("sequences of one and two");
+}
+
+#[test]
+fn a_share_of_the_sequences_of_three_operations() {
+    let effort = Effort { variants: 1, every: 2, recrash: 0 };
+    let counts = Counts::default();
+    let (k, n) = share(16);
+    let all = steps().len().pow(3);
+    in_parallel(
+        0..all.div_ceil(n),
+        || false,
+        |i| {
+            if i * n + k < all {
+                run_sequence_number(i * n + k, 3, effort, &counts);
+            }
+        },
+    );
+    counts.report(&format!("sequences of three, share {k} of {n}"));
 }
 
 #[test]
 fn crashes_in_recovery_are_just_another_crash() {
-    let effort = Effort { variants: 1, every: 7, recrash: true };
-    let mut total = Counts::default();
-    for seed in seeds(0..12) {
-        add(&mut total, run_random(SMALL, 1000 + seed, 2, 8, effort));
-    }
-    report("crashes in recovery", total);
+    let effort = Effort { variants: 1, every: 7, recrash: 1 };
+    let counts = Counts::default();
+    in_parallel(seeds(0..12), || false, |seed| run_random(SMALL, 1000 + seed as u64, 2, 8, effort, &counts));
+    counts.report("crashes in recovery");
 }
 
 #[test]
 fn random_requests_on_two_queues() {
-    let effort = Effort { variants: 1, every: 5, recrash: false };
-    let mut total = Counts::default();
-    for seed in seeds(0..40) {
-        let setup = if seed % 2 == 0 { SMALL } else { Setup { sectors: 2100, base: 1300 } };
-        add(&mut total, run_random(setup, seed, 5, 12, effort));
+    let effort = Effort { variants: 1, every: 5, recrash: 0 };
+    let counts = Counts::default();
+    in_parallel(
+        seeds(0..40),
+        || false,
+        |seed| {
+            let setup = if seed.is_multiple_of(2) { SMALL } else { SPANS };
+            run_random(setup, seed as u64, 5, 12, effort, &counts);
+        },
+    );
+    counts.report("random requests");
+}
+
+/// The long run: all sequences of up to three operations, then random ones until there are as many distinct images as
+/// `COWDISK_STATES` asks for. To be run in release.
+#[test]
+#[ignore = "takes minutes; run by the command in the README"]
+fn crash_states_by_the_million() {
+    let effort = Effort { variants: 1, every: 1, recrash: 0 };
+    let (counts, wanted, begun) = (Counts::default(), wanted(), std::time::Instant::now());
+    for len in 1..=3 {
+        let all = steps().len().pow(len);
+        in_parallel(0..all, || false, |number| run_sequence_number(number, len, effort, &counts));
     }
-    report("random requests", total);
+    counts.report("all sequences of up to three");
+    let enough = || counts.distinct() >= wanted;
+    in_parallel(seeds(0..usize::MAX), enough, |seed| run_random_number(seed, &counts));
+    let rate = counts.distinct() as f64 * 3600.0 / begun.elapsed().as_secs_f64() / 1e6;
+    counts.report("sequences and random requests");
+    println!("crash states: {rate:.1} million distinct images an hour");
+    assert!(enough(), "the seeds ended at {} distinct images", counts.distinct());
 }

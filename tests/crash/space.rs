@@ -25,8 +25,7 @@ fn allocated(disk: &SimDisk) -> u64 {
 }
 
 fn run<T>(seed: u64, work: impl AsyncFnOnce(SimDisk, World) -> T) -> T {
-    let disk = SimDisk::new(seed);
-    make(&disk, SETUP);
+    let disk = make(SETUP);
     let history = Rc::new(RefCell::new(History::new(SETUP.sectors, SETUP.base)));
     let executor = Executor::new(&disk, seed);
     let on = disk.clone();

@@ -5,17 +5,22 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use cowdisk::chain::{Access, Image, ImageQueue, OpenOptions, describe_raw, hints_between, open_chain};
+use cowdisk::chain::{
+    Access, Image, ImageQueue, OpenOptions, SnapshotName, describe_raw, hints_between, open_chain,
+};
 use cowdisk::device::{Errno, Queue};
 use cowdisk::format::{Holder, Parent};
 use cowdisk::layer::{Finish, NewLayer, create};
 use cowdisk::limits::MIN_JOURNAL_BYTES;
+use cowdisk::ops::snapshot;
 use cowdisk::storage::sim::{Executor, JoinHandle, SimDisk, spawn};
 use cowdisk::storage::{IoBuf, Storage};
 
-use crate::oracle::{History, SECTOR, base_stamp, stamp};
+use crate::oracle::{History, SECTOR, base_stamp, identify_all, stamp};
 
 pub const IMAGE: &str = "/d/vm.cow";
+/// All images have the same identities, so that equal contents are equal images.
+const IDENTITY: u64 = 7;
 const BASE: &str = "/d/base.raw";
 
 /// What an image is made with.
@@ -46,8 +51,9 @@ fn options() -> OpenOptions {
     OpenOptions { alive: |_| false, cache_bytes: 1 << 20, ..OpenOptions::new(Access::Write(holder())) }
 }
 
-/// Makes base and image; everything durable.
-pub fn make(disk: &SimDisk, setup: Setup) {
+/// A disk with base and image, everything durable.
+pub fn make(setup: Setup) -> SimDisk {
+    let disk = &SimDisk::new(IDENTITY);
     let bytes: Vec<u8> = (0..setup.base).flat_map(base_stamp).collect();
     if setup.base > 0 {
         disk.put_file(BASE, &bytes);
@@ -69,6 +75,25 @@ pub fn make(disk: &SimDisk, setup: Setup) {
         create(&storage, Path::new(IMAGE), &new).await.unwrap();
         storage.sync_dir(Path::new("/d")).unwrap();
     });
+    disk.clone()
+}
+
+/// The content of each snapshot beside the image, by name.
+pub async fn read_snapshots(disk: &SimDisk) -> cowdisk::Result<Vec<(String, Vec<u8>)>> {
+    let mut found = Vec::new();
+    for file in disk.list(Path::new("/d")).unwrap() {
+        let Some(name) = file.strip_prefix("vm@").and_then(|rest| rest.strip_suffix(".cow")) else {
+            continue;
+        };
+        let to_read = OpenOptions::new(Access::Read { lock: true });
+        let (image, _) = open_chain(disk, &Path::new("/d").join(&file), &to_read).await?;
+        let buf = IoBuf::zeroed(image.geometry().size as usize);
+        let queue = ImageQueue::new(Arc::new(image));
+        let done = queue.read(0, buf.clone()).await;
+        done.map_err(|e| cowdisk::Error::new(cowdisk::Kind::Corrupt, format!("{name}: {e:?}")))?;
+        found.push((name.to_owned(), buf.to_vec()));
+    }
+    Ok(found)
 }
 
 /// An open image with its queues and background tasks, inside an executor's task.
@@ -168,13 +193,28 @@ impl World {
         Ok(buf.to_vec())
     }
 
-    /// Ends the requests' side and closes the image.
+    /// Ends the requests' side and closes the image, after which everything is durable.
     pub async fn close(self) -> cowdisk::Result<()> {
         self.queues.iter().for_each(|q| q.close());
+        let issued = self.history.borrow_mut().tick();
         self.image.close().await?;
+        self.history.borrow_mut().flushed(issued);
         for task in self.tasks {
             task.await;
         }
         Ok(())
+    }
+
+    /// Closes the image, takes a snapshot of it and opens it again.
+    pub async fn snapshot(self, disk: &SimDisk, name: &str) -> cowdisk::Result<World> {
+        let seen = identify_all(&self.read_all().await.unwrap()).unwrap();
+        let (queues, history) = (self.queues.len(), self.history.clone());
+        self.close().await?;
+        let id = history.borrow_mut().snapshot(name, seen);
+        let valid = SnapshotName::new(name)?;
+        snapshot(disk, Path::new(IMAGE), &valid, &options(), |_| false).await?;
+        let now = history.borrow_mut().tick();
+        history.borrow_mut().snapshots[id].acked = Some(now);
+        World::open(disk, queues, history).await
     }
 }

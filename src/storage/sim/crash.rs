@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::effect::Effect;
-use super::pages::{Content, Page, sectors};
+use super::page::Page;
+use super::pages::{Content, sectors};
 use super::rng::Rng;
 use super::state::{Landed, State};
 

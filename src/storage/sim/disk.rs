@@ -14,6 +14,7 @@ use super::fault::{FaultState, Faults};
 use super::file::SimOp;
 use super::flight::Request;
 use super::hook::{self, Event, Hook, When};
+use super::page::mix;
 use super::pages::Content;
 use super::state::{Inode, State};
 use super::{Executor, OpKind};
@@ -108,6 +109,18 @@ impl SimDisk {
         Some(state.inode(ino).visible.bytes())
     }
 
+    /// A number that follows from what a program can see now: the names, and the bytes of the files behind them. Two
+    /// disks with different numbers differ; which space is reserved, and what is durable, does not count.
+    pub fn fingerprint(&self) -> u64 {
+        let state = self.state();
+        let files = state.names.visible().map(|(name, ino)| (name, ino, state.inode(ino).visible.print()));
+        files.fold(0, |sum, (name, ino, print)| {
+            let name =
+                name.as_os_str().as_encoded_bytes().iter().fold(sum, |sum, byte| mix(sum, u64::from(*byte)));
+            mix(mix(name, ino), print)
+        })
+    }
+
     /// Operations issued so far on files and directories: the index of the next one.
     pub fn ops(&self) -> u64 {
         self.state().ops
@@ -139,6 +152,11 @@ impl SimDisk {
     #[must_use]
     pub fn crash_with(&self, kind: Crash, seed: u64, options: CrashOptions) -> SimDisk {
         SimDisk::from_state(seed, self.state().crash(kind, seed, options))
+    }
+
+    /// Bytes allocated by all files: what [`Faults::budget`] limits.
+    pub fn allocated(&self) -> u64 {
+        self.state().used_bytes()
     }
 
     /// Sets the faults; their count starts now.

@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::pages::{Content, PAGE, Page, SECTOR, WHOLE, at};
+use super::page::Page;
+use super::pages::{Content, PAGE, SECTOR, WHOLE, at};
 use super::rng::Rng;
 use crate::storage::IoVecs;
 
@@ -51,7 +52,7 @@ pub(super) fn capture(vecs: &IoVecs, pos: u64) -> Vec<Piece> {
             let (page, within) = (pos / PAGE, at(pos % PAGE));
             let n = (buf.len() - done).min(at(PAGE) - within);
             if pieces.last().is_none_or(|last| last.0 != page) {
-                pieces.push((page, [0; PAGE as usize], within, within));
+                pieces.push((page, Page::zeroed(), within, within));
             }
             if let Some((_, bytes, _, to)) = pieces.last_mut() {
                 buf.slice(done..done + n).copy_to(0, &mut bytes[within..within + n]);

@@ -8,7 +8,7 @@ use super::effect::{self, Piece};
 use super::fault::FaultKind;
 use super::file::Cell;
 use super::hook::{Event, When};
-use super::pages::{PAGE, SECTOR, at};
+use super::pages::{PAGE, Part, SECTOR, at};
 use super::state::{Description, State};
 use crate::storage::{Done, IoBuf, IoVecs};
 
@@ -156,10 +156,10 @@ impl State {
     }
 
     fn read(&self, ino: u64, buf: &IoBuf, pos: u64, len: usize) -> io::Result<usize> {
-        let mut bytes = vec![0; len];
-        let n = self.inode(ino).visible.read(pos, &mut bytes)?;
-        buf.copy_from(0, &bytes[..n]);
-        Ok(n)
+        self.inode(ino).visible.read(pos, len, |done, part| match part {
+            Part::Bytes(bytes) => buf.copy_from(done, bytes),
+            Part::Zeros(n) => buf.zero(done..done + n),
+        })
     }
 
     fn write(&mut self, running: &mut InFlight) -> io::Result<usize> {

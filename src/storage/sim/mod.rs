@@ -20,6 +20,7 @@ mod file;
 mod flight;
 mod hook;
 mod names;
+mod page;
 mod pages;
 mod path;
 mod rng;

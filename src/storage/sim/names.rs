@@ -49,6 +49,11 @@ impl Names {
         self.visible.get(path).copied()
     }
 
+    /// All names, sorted, with their inodes.
+    pub(super) fn visible(&self) -> impl Iterator<Item = (&Path, u64)> {
+        self.visible.iter().map(|(name, ino)| (name.as_path(), *ino))
+    }
+
     /// Adds a name that is durable at once.
     pub(super) fn put(&mut self, path: PathBuf, ino: u64) {
         let change = [(path, Some(ino))];

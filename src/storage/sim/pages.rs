@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use super::page::{Page, mix};
 
 /// Bytes of a page.
 pub(super) const PAGE: u64 = 4096;
@@ -16,9 +18,6 @@ pub(super) const SECTOR: u64 = 512;
 pub(super) const WHOLE: u8 = 0xff;
 /// Pages of a chunk.
 const CHUNK: u64 = 64;
-
-/// The bytes of a page.
-pub(super) type Page = [u8; PAGE as usize];
 
 /// A page of a file.
 #[derive(Clone, Debug)]
@@ -31,19 +30,29 @@ pub(super) enum Slot {
     Data(Arc<Page>),
 }
 
+/// A piece of what a read gives.
+pub(super) enum Part<'a> {
+    /// Bytes of a page.
+    Bytes(&'a [u8]),
+    /// So many zeros.
+    Zeros(usize),
+}
+
 #[derive(Clone, Debug)]
 struct Chunk {
     slots: [Slot; CHUNK as usize],
     /// Slots that are not holes.
     used: u64,
+    /// A number that follows from the bytes alone, once it has been asked for.
+    print: OnceLock<u64>,
 }
 
 impl Chunk {
     const fn holes() -> Chunk {
-        Chunk { slots: [const { Slot::Hole }; CHUNK as usize], used: 0 }
+        Chunk { slots: [const { Slot::Hole }; CHUNK as usize], used: 0, print: OnceLock::new() }
     }
     const fn reserved() -> Chunk {
-        Chunk { slots: [const { Slot::Reserved }; CHUNK as usize], used: CHUNK }
+        Chunk { slots: [const { Slot::Reserved }; CHUNK as usize], used: CHUNK, print: OnceLock::new() }
     }
 }
 
@@ -71,7 +80,29 @@ pub(super) fn sectors(mask: u8) -> impl Iterator<Item = Range<usize>> {
     (0..8).filter(move |bit| mask & (1 << bit) != 0).map(move |bit| bit * size..(bit + 1) * size)
 }
 
+impl Chunk {
+    /// Pages of zeros, reserved ones and holes read alike and count alike.
+    fn print(&self) -> u64 {
+        *self.print.get_or_init(|| {
+            let prints = self.slots.iter().map(|slot| match slot {
+                Slot::Data(page) => page.print(),
+                Slot::Hole | Slot::Reserved => 0,
+            });
+            let numbered = (0..).zip(prints).filter(|(_, print)| *print != 0);
+            numbered.fold(0, |sum, (number, print)| mix(mix(sum, number), print))
+        })
+    }
+}
+
 impl Content {
+    /// A number that follows from what a reader can see: size, bytes, unreadable sectors.
+    pub(super) fn print(&self) -> u64 {
+        let chunks = self.chunks.iter().map(|(number, chunk)| (*number, chunk.print()));
+        let sum =
+            chunks.filter(|(_, print)| *print != 0).fold(self.len, |sum, (n, print)| mix(mix(sum, n), print));
+        self.bad.iter().fold(sum, |sum, sector| mix(sum, !sector))
+    }
+
     /// A file with these bytes.
     pub(super) fn from_bytes(bytes: &[u8]) -> Content {
         let mut content = Content { len: bytes.len() as u64, ..Content::default() };
@@ -117,6 +148,7 @@ impl Content {
         }
         let chunks = Arc::make_mut(&mut self.chunks);
         let chunk = Arc::make_mut(chunks.entry(number / CHUNK).or_insert_with(|| Arc::new(Chunk::holes())));
+        chunk.print.take();
         let old = std::mem::replace(&mut chunk.slots[at(number % CHUNK)], slot);
         let was_hole = matches!(old, Slot::Hole);
         chunk.used = chunk.used + u64::from(was_hole) - u64::from(is_hole);
@@ -129,11 +161,13 @@ impl Content {
     /// The bytes of a page, to be changed; allocates it.
     fn page_mut(&mut self, number: u64) -> &mut Page {
         if !self.has_data(number) {
-            self.set(number, Slot::Data(Arc::new([0; PAGE as usize])));
+            self.set(number, Slot::Data(Arc::new(Page::zeroed())));
         }
-        let chunk = Arc::make_mut(&mut self.chunks).get_mut(&(number / CHUNK));
-        match chunk.map(|chunk| &mut Arc::make_mut(chunk).slots[at(number % CHUNK)]) {
-            Some(Slot::Data(page)) => Arc::make_mut(page),
+        let chunk = Arc::make_mut(&mut self.chunks).get_mut(&(number / CHUNK)).expect("made above");
+        let chunk = Arc::make_mut(chunk);
+        chunk.print.take();
+        match &mut chunk.slots[at(number % CHUNK)] {
+            Slot::Data(page) => Arc::make_mut(page),
             _ => unreachable!("made above"),
         }
     }
@@ -141,8 +175,8 @@ impl Content {
     /// A copy of the bytes of a page.
     pub(super) fn page(&self, number: u64) -> Page {
         match self.slot(number) {
-            Slot::Data(page) => **page,
-            _ => [0; PAGE as usize],
+            Slot::Data(page) => (**page).clone(),
+            _ => Page::zeroed(),
         }
     }
 
@@ -207,25 +241,30 @@ impl Content {
         }
     }
 
-    /// Copies bytes from `pos` on; gives their number, 0 past the end.
-    pub(super) fn read(&self, pos: u64, out: &mut [u8]) -> io::Result<usize> {
-        let end = self.len.min(pos.saturating_add(out.len() as u64));
+    /// Gives up to `len` bytes from `pos` on to `sink`, with their place among those asked for; returns their number,
+    /// 0 past the end.
+    pub(super) fn read(
+        &self,
+        pos: u64,
+        len: usize,
+        mut sink: impl FnMut(usize, Part<'_>),
+    ) -> io::Result<usize> {
+        let end = self.len.min(pos.saturating_add(len as u64));
         if pos >= end {
             return Ok(0);
         }
         if self.bad.range(pos / SECTOR..end.div_ceil(SECTOR)).next().is_some() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        let mut done = pos;
-        while done < end {
-            let within = at(done % PAGE);
-            let n = at((PAGE - done % PAGE).min(end - done));
-            let to = &mut out[at(done - pos)..][..n];
-            match self.slot(done / PAGE) {
-                Slot::Data(page) => to.copy_from_slice(&page[within..within + n]),
-                _ => to.fill(0),
+        let mut next = pos;
+        while next < end {
+            let within = at(next % PAGE);
+            let n = at((PAGE - next % PAGE).min(end - next));
+            match self.slot(next / PAGE) {
+                Slot::Data(page) => sink(at(next - pos), Part::Bytes(&page[within..within + n])),
+                _ => sink(at(next - pos), Part::Zeros(n)),
             }
-            done += n as u64;
+            next += n as u64;
         }
         Ok(at(end - pos))
     }

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::disk::SimDisk;
-use super::pages::{Content, PAGE, Page, SECTOR, WHOLE, at};
+use super::page::Page;
+use super::pages::{Content, PAGE, SECTOR, WHOLE, at};
 use super::state::{Inode, State};
 
 /// The sector bit of a byte position.
@@ -71,7 +72,7 @@ impl SimDisk {
 
     /// Zeroes a block.
     pub fn zero_block(&self, path: impl AsRef<Path>, block: u64) {
-        self.state().find_inode(path.as_ref()).rot(block, WHOLE, [0; PAGE as usize]);
+        self.state().find_inode(path.as_ref()).rot(block, WHOLE, Page::zeroed());
     }
 
     /// Swaps two blocks.

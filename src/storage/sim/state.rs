@@ -171,10 +171,14 @@ impl State {
     /// Pages that may still be allocated.
     pub(super) fn free_pages(&self) -> u64 {
         let Some(budget) = self.faults.faults.budget else { return u64::MAX };
+        budget.saturating_sub(self.used_bytes()) / super::pages::PAGE
+    }
+
+    /// Bytes allocated by files that have a name or are open.
+    pub(super) fn used_bytes(&self) -> u64 {
         let open = |ino| self.descriptions.values().any(|description| description.ino == ino);
         let taken = self.inodes.iter().filter(|(ino, _)| self.names.links(**ino) > 0 || open(**ino));
-        let used: u64 = taken.map(|(_, inode)| inode.visible.allocated_bytes()).sum();
-        budget.saturating_sub(used) / super::pages::PAGE
+        taken.map(|(_, inode)| inode.visible.allocated_bytes()).sum()
     }
 
     pub(super) fn open(&mut self, ino: u64, path: &Path, write: bool, direct: bool) -> u64 {
