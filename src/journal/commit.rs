@@ -87,11 +87,13 @@ impl<F: File> Journal<F> {
     }
 
     async fn failures_settled(&self, need: Seq) -> Result<()> {
+        let seen = self.state.with(|s| s.checkpoints.begun);
         self.want_checkpoint();
         self.state
             .wait(|s| match s.check_alive() {
                 Err(e) => Some(Err(e)),
-                Ok(()) => s.failed.iter().all(|f| *f > need).then_some(Ok(())),
+                Ok(()) if s.failed.iter().all(|f| *f > need) => Some(Ok(())),
+                Ok(()) => s.checkpoints.broke_off_since(seen).map(Err),
             })
             .await
     }

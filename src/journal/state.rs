@@ -55,8 +55,25 @@ pub(super) struct State {
     pub(super) evidence: Seq,
     pub(super) poisoned: Option<String>,
     pub(super) checkpoint_wanted: bool,
-    /// Checkpoints that broke off for want of space.
-    pub(super) broken_off: u64,
+    pub(super) checkpoints: Checkpoints,
+}
+
+/// Checkpoints, and why the last one broke off that did.
+#[derive(Debug, Default)]
+pub(super) struct Checkpoints {
+    /// Folds begun.
+    pub(super) begun: u64,
+    /// Which of them broke off last.
+    broke_off: u64,
+    why: Option<(Kind, String)>,
+}
+
+impl Checkpoints {
+    /// The error of the last one that broke off, if it had begun after the first `begun`.
+    pub(super) fn broke_off_since(&self, begun: u64) -> Option<Error> {
+        let (kind, why) = self.why.as_ref().filter(|_| self.broke_off > begun)?;
+        Some(Error::new(*kind, format!("a checkpoint broke off: {why}")))
+    }
 }
 
 /// The one fdatasync that may run.
@@ -173,7 +190,7 @@ impl<F> Journal<F> {
             evidence: start.cut,
             poisoned: None,
             checkpoint_wanted: false,
-            broken_off: 0,
+            checkpoints: Checkpoints::default(),
         };
         let salt = Salt::new(start.layer, start.epoch);
         Journal { file, layer: start.layer, epoch: start.epoch, salt, state: Monitor::new(state) }
@@ -237,9 +254,9 @@ impl<F> Journal<F> {
     /// Waits until a record may be formable again.
     ///
     /// # Errors
-    /// `NoSpace`: the ring is full, and the checkpoint that would free it found no space.
+    /// The ring is full, and the checkpoint that would free it broke off: why.
     pub async fn room(&self) -> Result<()> {
-        let (stuck, broken_off) = self.state.with(|s| (s.ring.is_stuck(), s.broken_off));
+        let (stuck, seen) = self.state.with(|s| (s.ring.is_stuck(), s.checkpoints.begun));
         if stuck {
             self.want_checkpoint();
         }
@@ -249,15 +266,22 @@ impl<F> Journal<F> {
                 if room || s.poisoned.is_some() {
                     return Some(Ok(()));
                 }
-                let full = s.ring.is_stuck() && s.broken_off > broken_off;
-                full.then(|| Err(Error::new(Kind::NoSpace, "the host has no space for a checkpoint")))
+                if s.ring.is_stuck() { s.checkpoints.broke_off_since(seen).map(Err) } else { None }
             })
             .await
     }
 
-    /// A checkpoint broke off for want of space.
-    pub fn checkpoint_broke_off(&self) {
-        self.state.update(|s| s.broken_off += 1);
+    /// A checkpoint begins to fold; it must end with [`Journal::release`], [`Journal::checkpoint_broke_off`] or poison.
+    pub fn checkpoint_begins(&self) {
+        self.state.with(|s| s.checkpoints.begun += 1);
+    }
+
+    /// A checkpoint broke off: those who wait for one are told why.
+    pub fn checkpoint_broke_off(&self, why: &Error) {
+        self.state.update(|s| {
+            s.checkpoints.broke_off = s.checkpoints.begun;
+            s.checkpoints.why = Some((why.kind(), why.to_string()));
+        });
     }
 
     /// Asks for a checkpoint.

@@ -60,8 +60,8 @@ impl<S: Storage> Head<S> {
     /// Runs a checkpoint, if there is anything to fold or to finish. One at a time; a second caller waits.
     ///
     /// # Errors
-    /// `NoSpace`: there was no room for the tree; nothing is lost, the same changes are folded by the next one.
-    /// `Poisoned` after a failed write or sync.
+    /// `Poisoned` after a failed write or sync. Otherwise (`NoSpace`: there was no room for the tree; `Io`, `Corrupt`: a
+    /// node of the old one cannot be read) nothing is lost: the same changes are folded by the next one.
     pub async fn checkpoint(&self, finish: Finish) -> Result<()> {
         let _turn = self.checkpoint_turn().await;
         self.journal.check_alive().map_err(|e| e.at(self.path()))?;
@@ -84,10 +84,15 @@ impl<S: Storage> Head<S> {
 
     async fn fold_or_keep(&self, freeze: Freeze, finish: &Finish) -> Result<()> {
         let old = self.superblock();
+        self.journal.checkpoint_begins();
         let result = self.fold(freeze, &old, finish).await;
-        if result.as_ref().is_err_and(|e| e.kind() == Kind::NoSpace) {
+        if let Err(e) = &result
+            && self.journal.poisoned().is_none()
+        {
+            // The old root stays in force. Whatever kept this fold from its end, the next one must begin with the same
+            // changes: a superblock with a later cut, and without them, would lose them.
             *self.unfinished.lock() = Some(freeze);
-            self.journal.checkpoint_broke_off();
+            self.journal.checkpoint_broke_off(e);
         }
         result.map_err(|e| e.at(self.path()))
     }
@@ -171,12 +176,8 @@ impl<S: Storage> Head<S> {
     /// Runs checkpoints when they are wanted, for ever; a background task. Ends when the layer is poisoned.
     pub async fn run_checkpoints(&self) {
         while self.journal.checkpoint_wanted().await {
-            match self.checkpoint(Finish::Running).await {
-                Ok(()) => {}
-                // Whoever waits for it gets ENOSPC; the next wish tries again.
-                Err(e) if e.kind() == Kind::NoSpace => {}
-                Err(_) => return,
-            }
+            // Whoever waits for it is told if it fails; the next wish tries again. Of a poisoned layer there is none.
+            let _ = self.checkpoint(Finish::Running).await;
         }
     }
 

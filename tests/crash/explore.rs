@@ -109,6 +109,8 @@ pub struct Explorer<'a> {
     found: RefCell<HashMap<u64, Rc<Observed>>>,
     setup: Setup,
     counts: &'a Counts,
+    /// What else it takes to reproduce the run.
+    pub note: String,
 }
 
 impl Drop for Explorer<'_> {
@@ -156,7 +158,7 @@ impl<'a> Explorer<'a> {
             }
         })));
         let found = RefCell::default();
-        Explorer { seed, effort, waiting, history, events, found, setup, counts }
+        Explorer { seed, effort, waiting, history, events, found, setup, counts, note: String::new() }
     }
 
     /// Runs `executor` until `done`, judging on the way.
@@ -186,7 +188,7 @@ impl<'a> Explorer<'a> {
             let recrash = self.effort.recrash > 0 && pending.seed.is_multiple_of(self.effort.recrash);
             let found = self.find(&pending, recrash);
             let judged = self.history.borrow().judge(&found, pending.power, pending.now);
-            judged.unwrap_or_else(|e| panic!("{}: {e}", pending.label));
+            judged.unwrap_or_else(|e| panic!("{} {}: {e}", self.note, pending.label));
         }
     }
 
@@ -209,7 +211,7 @@ impl<'a> Explorer<'a> {
             self.counts.in_recovery.fetch_add(1, Ordering::Relaxed);
             let found = self.find(&inner, false);
             let judged = self.history.borrow().judge(&found, inner.power, inner.now);
-            judged.unwrap_or_else(|e| panic!("{}: {e}", inner.label));
+            judged.unwrap_or_else(|e| panic!("{} {}: {e}", self.note, inner.label));
         }
         found
     }

@@ -63,6 +63,7 @@ fn run_sequence(steps: &[Step], setup: Setup, seed: u64, effort: Effort, counts:
             }
         }
         world.run(0, Op::Read { first: 0, sectors: setup.sectors }).await;
+        assert_eq!(world.failed_reads.get(), 0, "seed {seed}: reads failed");
         end.set(true);
     });
     explorer.run(&executor, || finished.get());
@@ -97,6 +98,7 @@ fn run_random(setup: Setup, seed: u64, tasks: usize, ops: usize, effort: Effort,
                 task.await;
             }
             let Ok(done) = Rc::try_unwrap(world) else { panic!("a task still holds the world") };
+            assert_eq!(done.failed_reads.get(), 0, "seed {seed}: reads failed");
             world = Rc::new(if rng.chance(1, 2) {
                 done.snapshot(&on, &format!("s{round}")).await.unwrap()
             } else {
@@ -105,6 +107,7 @@ fn run_random(setup: Setup, seed: u64, tasks: usize, ops: usize, effort: Effort,
             });
         }
         world.run(0, Op::Read { first: 0, sectors: setup.sectors }).await;
+        assert_eq!(world.failed_reads.get(), 0, "seed {seed}: reads failed");
         end.set(true);
     });
     explorer.run(&executor, || finished.get());
