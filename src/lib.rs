@@ -9,6 +9,7 @@ pub mod journal;
 pub mod layer;
 pub mod limits;
 pub mod map;
+pub mod rules;
 pub mod space;
 pub mod units;
 

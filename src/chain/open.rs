@@ -15,6 +15,7 @@ use crate::layer::{
 };
 use crate::limits::{DEFAULT_CACHE_BYTES, MAX_CHAIN, MAX_PATH_BYTES};
 use crate::map::LayerTag;
+use crate::space::SpaceOptions;
 use crate::storage::{File, Lock, OpenHow, Storage};
 
 /// How an image is opened.
@@ -40,12 +41,15 @@ pub struct OpenOptions {
     pub search: Vec<PathBuf>,
     /// Tells whether a process of this host is alive.
     pub alive: fn(u32) -> bool,
+    /// How the file grows.
+    pub space: SpaceOptions,
 }
 
 impl OpenOptions {
     /// With default settings.
     pub fn new(access: Access) -> OpenOptions {
-        OpenOptions { access, cache_bytes: DEFAULT_CACHE_BYTES, search: Vec::new(), alive: |_| true }
+        let space = SpaceOptions::default();
+        OpenOptions { access, cache_bytes: DEFAULT_CACHE_BYTES, search: Vec::new(), alive: |_| true, space }
     }
 }
 
@@ -103,7 +107,8 @@ pub async fn open_over<S: Storage>(
 ) -> Result<(Image<S>, OpenReport)> {
     let caches = Caches::new(options.cache_bytes);
     let base = image_file(storage, base)?;
-    let locked = lock_head(storage, overlay, me, &options.alive).await?;
+    let mut locked = lock_head(storage, overlay, me, &options.alive).await?;
+    locked.space = options.space;
     let (head, _) = recover_head(storage, overlay, locked, LayerTag(0), &caches, me.clone(), None).await?;
     let sb = head.superblock();
     let size = sb.virtual_size;
@@ -130,7 +135,8 @@ async fn open_for_writing<S: Storage>(
     report: &mut OpenReport,
 ) -> Result<Head<S>> {
     refuse_snapshot_name(path)?;
-    let locked = lock_head(storage, path, me, &options.alive).await?;
+    let mut locked = lock_head(storage, path, me, &options.alive).await?;
+    locked.space = options.space;
     report.removed = remove_leftovers(storage, path, &locked).await?;
     // One unsealed parent at most: a snapshot was broken off behind its rename. It is locked and synced before
     // anything is written here (O1), then recovered and sealed.

@@ -8,6 +8,7 @@ use crate::device::Errno;
 use crate::error::{Error, Kind, Result};
 use crate::layer::{Head, WriteItem};
 use crate::limits::MAX_REQUEST_BYTES;
+use crate::rules::{self, Rule};
 use crate::storage::{BUF_ALIGN, IoBuf, Storage};
 use crate::units::{BLOCK, BLOCK_SIZE, Seq, VBlock, block_aligned, blocks_for};
 
@@ -92,7 +93,7 @@ impl<S: Storage> ImageQueue<S> {
 
     /// Reads the old bytes of the first and last block, and writes whole blocks; alone on them (W3).
     async fn write_unaligned(&self, pos: u64, buf: IoBuf, blocks: Range<VBlock>) -> Result<Seq> {
-        let _alone = self.image.locks.lock(blocks.clone(), true).await;
+        let _alone = self.image.locks.lock(blocks.clone(), rules::holds(Rule::Locks)).await;
         let count = (blocks.end.0 - blocks.start.0) as usize;
         let bounce = self.bounce(count * BLOCK_SIZE);
         let skip = (pos - blocks.start.pos()) as usize;

@@ -3,6 +3,7 @@
 
 use super::state::{Journal, State};
 use crate::error::{Error, Result};
+use crate::rules::{self, Rule};
 use crate::storage::File;
 use crate::units::Seq;
 
@@ -70,10 +71,13 @@ impl<F: File> Journal<F> {
             let result = self.file.sync_data().await.result;
             if let Err(e) = result {
                 // The kernel has dropped the error and perhaps the pages: a retry would succeed and mean nothing.
-                self.poison(&format!("fdatasync failed: {e}"));
+                if rules::holds(Rule::SyncPoison) {
+                    self.poison(&format!("fdatasync failed: {e}"));
+                }
             } else {
                 self.state.with(|s| {
                     s.sync.done = s.sync.started;
+                    let target = if rules::holds(Rule::Target) { target } else { s.acked };
                     if s.all_settled(target) {
                         s.set_durable(target);
                     }
@@ -124,7 +128,8 @@ fn may_start(s: &mut State, target: Seq, checkpoint: bool) -> Option<Result<(), 
         return Some(Err(SyncFailed::Poisoned(e)));
     }
     let before = s.sync.phase ^ 1;
-    if s.sync.rewrites[before] > 0 || (s.sync.aborted && s.sync.rewrites[s.sync.phase] > 0) {
+    let wait = rules::holds(Rule::RewriteWait);
+    if wait && (s.sync.rewrites[before] > 0 || (s.sync.aborted && s.sync.rewrites[s.sync.phase] > 0)) {
         return None;
     }
     if !checkpoint && s.failed.iter().any(|f| *f <= target) {

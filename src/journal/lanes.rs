@@ -9,6 +9,7 @@ use super::state::{Journal, NotFormed, State};
 use crate::format::{JOURNAL_HEADER_BYTES, JournalBlock, RecordExtent, RecordRef, encode_record};
 use crate::limits::MAX_UNSETTLED;
 use crate::map::Slot;
+use crate::rules::{self, Rule};
 use crate::storage::{File, IoBuf, IoVecs};
 use crate::units::{BLOCK_SIZE, PBlock, Seq};
 
@@ -70,7 +71,7 @@ impl Lane {
 
     fn target(&self, state: &State) -> Target {
         let covered = state.durable.max(state.sync.target.unwrap_or_default());
-        if self.first_seq > covered {
+        if self.first_seq > covered || !rules::holds(Rule::Rewrite) {
             Target::Same
         } else if self.other.is_some() && state.sync.done > self.written_at {
             Target::Other

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use crate::error::{Error, Kind, Result};
 use crate::format::{LayerId, Salt};
 use crate::map::Slot;
+use crate::rules::{self, Rule};
 use crate::runtime::sync::Monitor;
 use crate::units::{PBlock, Seq};
 
@@ -196,6 +197,17 @@ impl<F> Journal<F> {
         Journal { file, layer: start.layer, epoch: start.epoch, salt, state: Monitor::new(state) }
     }
 
+    /// Gives a number that gets no record: what W1 is there to prevent.
+    #[cfg(feature = "sim")]
+    pub fn waste_number(&self) {
+        self.state.with(|s| s.next = s.next.next());
+    }
+
+    /// The half of the pending map that the next record belongs to.
+    pub fn freeze_slot(&self) -> Slot {
+        self.state.with(|s| s.slot)
+    }
+
     /// The record's data and journal block are written and its extents are installed.
     pub fn settle(&self, seq: Seq) {
         self.state.update(|s| {
@@ -309,7 +321,7 @@ impl<F> Journal<F> {
         self.state.with(|s| {
             let freeze = Freeze { cut: Seq(s.next.0 - 1), slot: s.slot };
             s.slot = s.slot.other();
-            s.lane_generation += 1;
+            s.lane_generation += u64::from(rules::holds(Rule::CloseBlocks));
             let used = std::mem::take(&mut s.ring.used);
             s.ring.frozen.extend(used);
             freeze
@@ -321,7 +333,7 @@ impl<F> Journal<F> {
         self.state
             .wait(|s| match s.check_alive() {
                 Err(e) => Some(Err(e)),
-                Ok(()) => s.settled_or_failed(cut).then_some(Ok(())),
+                Ok(()) => (s.settled_or_failed(cut) || !rules::holds(Rule::SettledFirst)).then_some(Ok(())),
             })
             .await
     }

@@ -12,6 +12,7 @@ use crate::format::{Place, RECORD_CRC_BYTES, RECORD_EXTENT_BYTES, RecordExtent};
 use crate::journal::{Formed, Lanes, NotFormed};
 use crate::limits::{MAX_BATCH_BLOCKS, MAX_BATCH_REQUESTS, MAX_RECORD_BYTES};
 use crate::map::Freed;
+use crate::rules::{self, Rule};
 use crate::space::{BlockRun, Reserve};
 use crate::storage::{File, IoBuf, IoVecs, Storage, finish_write};
 use crate::units::{BLOCK_SIZE, PBlock, Seq, VBlock};
@@ -175,7 +176,13 @@ impl<S: Storage> Head<S> {
 
     /// Writes the batch as one record. `None`: its free runs are too many for one; nothing was done.
     async fn write_record(&self, queue: &QueueSpace, batch: &mut Batch) -> Result<Option<Seq>> {
-        self.reserve(queue, batch).await?;
+        if let Err(e) = self.reserve(queue, batch).await {
+            #[cfg(feature = "sim")]
+            if !rules::holds(Rule::Reserve) {
+                self.journal.waste_number();
+            }
+            return Err(e);
+        }
         if batch.record_bytes() > MAX_RECORD_BYTES {
             batch.runs.drain(..).for_each(|run| self.space.give_back(run));
             return Ok(None);
@@ -192,7 +199,10 @@ impl<S: Storage> Head<S> {
             }
         };
         let data = self.move_bytes(queue, batch, formed).await;
-        let (seq, slot) = data.0;
+        let (seq, mut slot) = data.0;
+        if !rules::holds(Rule::FreezeByNumber) {
+            slot = self.journal.freeze_slot();
+        }
         if let Err(e) = data.1 {
             return Err(e.at(self.path()));
         }
@@ -313,14 +323,20 @@ impl<S: Storage> Head<S> {
         let (recorded, mut vecs) = finish_write(file, journal, BLOCK_SIZE, address).await;
         vecs.clear();
         batch.spare.push(vecs);
-        if let Err(e) = recorded {
+        if let Err(e) = recorded
+            && rules::holds(Rule::JournalPoison)
+        {
             self.journal.poison(&format!("writing the journal failed: {e}"));
             result = Err(Error::io("write journal", e).offset(address));
         }
         self.journal.written(&mut queue.lanes.borrow_mut(), &formed);
         if result.is_err() {
             // W4: the blocks rest until the next open, since the write may still arrive.
-            self.journal.fail(formed.seq);
+            if rules::holds(Rule::Unsettled) {
+                self.journal.fail(formed.seq);
+            } else {
+                self.journal.settle(formed.seq);
+            }
         }
         ((formed.seq, formed.slot), result)
     }

@@ -13,6 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::{Sealed, Superblock};
 use crate::journal::Freeze;
 use crate::map::{Built, Node, NodeSink, build};
+use crate::rules::{self, Rule};
 use crate::space::{BlockRun, Reserve};
 use crate::storage::{File, IoBuf, IoVecs, Storage, finish_write};
 use crate::units::{BLOCK_SIZE, PBlock, Span};
@@ -88,6 +89,7 @@ impl<S: Storage> Head<S> {
         let result = self.fold(freeze, &old, finish).await;
         if let Err(e) = &result
             && self.journal.poisoned().is_none()
+            && rules::holds(Rule::KeepFrozen)
         {
             // The old root stays in force. Whatever kept this fold from its end, the next one must begin with the same
             // changes: a superblock with a later cut, and without them, would lose them.
@@ -134,7 +136,9 @@ impl<S: Storage> Head<S> {
         };
         drop(changes);
         // The nodes, and the data they map, before the superblock that names them.
-        self.journal.sync_for_checkpoint(freeze.cut).await?;
+        if rules::holds(Rule::NodesFirst) {
+            self.journal.sync_for_checkpoint(freeze.cut).await?;
+        }
         let mut sb = next_superblock(old, finish);
         sb.root = built.root;
         sb.cut = freeze.cut;
@@ -145,7 +149,9 @@ impl<S: Storage> Head<S> {
             return Err(e);
         }
         // The superblock, before anything that only the old one needs is given up.
-        self.journal.sync_for_checkpoint(freeze.cut).await?;
+        if rules::holds(Rule::SuperblockFirst) {
+            self.journal.sync_for_checkpoint(freeze.cut).await?;
+        }
         self.switch(freeze, sb, &built, finish);
         Ok(())
     }

@@ -13,6 +13,7 @@ use crate::format::{Holder, LayerId, Parent, Place, Superblock};
 use crate::journal::{Journal, JournalStart, LeftOut, Replay, Scan, replay, scan};
 use crate::limits;
 use crate::map::{LayerTag, PendingMap, Slot};
+use crate::rules::{self, Rule};
 use crate::space::{Readers, Space, SpaceOptions};
 use crate::storage::{File, FileKind, Lock, OpenHow, Storage};
 use crate::units::{PBlock, blocks_for};
@@ -92,6 +93,8 @@ pub struct LockedLayer<F> {
     /// Its superblock.
     pub sb: Superblock,
     both_valid: bool,
+    /// How its file grows.
+    pub space: SpaceOptions,
 }
 
 /// O1: locks `path` for writing, makes durable what a dead daemon wrote, and reads the superblock. Writes nothing.
@@ -107,10 +110,12 @@ pub async fn lock_head<S: Storage>(
     alive: &dyn Fn(u32) -> bool,
 ) -> Result<LockedLayer<S::File>> {
     let file = open_locked(storage, path, me, alive).await?;
-    sync_before_reading(storage, &file, path).await?;
+    if rules::holds(Rule::SyncFirst) {
+        sync_before_reading(storage, &file, path).await?;
+    }
     let Slots { newest: sb, both_valid, .. } = read_slots(&file, path).await?;
     writable(&sb, path)?;
-    Ok(LockedLayer { file, sb, both_valid })
+    Ok(LockedLayer { file, sb, both_valid, space: SpaceOptions::default() })
 }
 
 /// O2 to O4: replays the journal, folds it into the tree, and writes a superblock that names `me`. `parent`, if given,
@@ -124,7 +129,7 @@ pub async fn recover_head<S: Storage>(
     me: Holder,
     parent: Option<Parent>,
 ) -> Result<(Head<S>, Recovery)> {
-    let LockedLayer { file, sb, both_valid } = locked;
+    let LockedLayer { file, sb, both_valid, space } = locked;
     let clean = both_valid && sb.holder.is_none();
     let (scan, replay) = match clean {
         true => (None, Replay { newest: sb.cut, ..Replay::default() }),
@@ -137,10 +142,11 @@ pub async fn recover_head<S: Storage>(
         torn_slot: !both_valid,
     };
     let meta = file.meta().map_err(|e| Error::io("stat", e).at(path))?;
+    let scan = scan.filter(|_| rules::holds(Rule::AboveRecords));
     let top = scan.map_or(sb.high_water, |s: Scan| s.high_water.max(sb.high_water));
     let reader = Arc::new(LayerReader::new(path, file.clone(), tag, &sb, caches));
     // What the file has behind the top may be a hole: it is allocated as it is needed.
-    let space = Space::new(sb.block_area, top, top.0, Readers::default(), SpaceOptions::default());
+    let space = Space::new(sb.block_area, top, top.0, Readers::default(), space);
     let mut next = next_opening(storage, &sb, meta.id.ino, me)?;
     next.parent = parent.unwrap_or(next.parent);
     let start = JournalStart {
@@ -223,7 +229,9 @@ async fn sync_before_reading<S: Storage>(storage: &S, file: &S::File, path: &Pat
 /// O1: makes a sealed layer durable. Whoever sealed it may have died before it was, and what names it as sealed must not
 /// outrun that.
 pub async fn sync_sealed<F: File>(file: &F, path: &Path) -> Result<()> {
-    file.sync_data().await.result.map_err(|e| Error::io("fdatasync", e).at(path))?;
+    if rules::holds(Rule::SyncParent) {
+        file.sync_data().await.result.map_err(|e| Error::io("fdatasync", e).at(path))?;
+    }
     Ok(())
 }
 

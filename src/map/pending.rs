@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 
 use super::ranges::ZeroRanges;
 use crate::format::Place;
+use crate::rules::{self, Rule};
 use crate::units::{PBlock, SPAN_BLOCKS, Seq, Span, VBlock};
 
 const SHARDS: usize = 64;
@@ -205,7 +206,9 @@ impl PendingMap {
             }
             match entries.binary_search_by_key(&entry.offset, |e| e.offset) {
                 Err(at) => entries.insert(at, entry),
-                Ok(at) if entries[at].seq > entry.seq => free(freed, entry.pblock, entries[at].seq),
+                Ok(at) if entries[at].seq > entry.seq && rules::holds(Rule::Numbers) => {
+                    free(freed, entry.pblock, entries[at].seq);
+                }
                 Ok(at) => {
                     free(freed, entries[at].pblock, entry.seq);
                     entries[at] = entry;

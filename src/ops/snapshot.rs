@@ -22,6 +22,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::{Parent, Sealed, Superblock};
 use crate::layer::{self, Head, NewLayer};
 use crate::limits;
+use crate::rules::{self, Rule};
 use crate::storage::{File, Lock, Storage};
 use crate::units::BLOCK;
 
@@ -185,7 +186,9 @@ fn put_in_place<S: Storage>(
     storage.link(head, target).map_err(|e| Error::io("make the snapshot's name", e).at(target))?;
     *linked = true;
     // The old head's second name is durable before its first one goes: it never has none.
-    sync()?;
+    if rules::holds(Rule::DirectorySync) {
+        sync()?;
+    }
     storage.rename(temporary, head).map_err(|e| Error::io("replace the head", e).at(head))?;
     // The new head is durable before the old one is sealed: a sealed head could not be opened for writing.
     sync()

@@ -45,10 +45,10 @@ pub(super) async fn open(request: OpenRequest) -> Result<Opened> {
         Mode::ReadOnly | Mode::Temporary => Access::Read { lock: true },
     };
     let options = OpenOptions {
-        access,
         cache_bytes: request.cache_bytes,
         search: request.search.clone(),
         alive: process::is_alive,
+        ..OpenOptions::new(access)
     };
     if request.mode != Mode::Write {
         // A daemon that was just killed keeps its lock until its last write has landed.

@@ -28,11 +28,13 @@ pub struct BlockRun {
 pub struct SpaceOptions {
     /// The file may grow to this many hundredths of its live data under load.
     pub slack_percent: u64,
+    /// Below so many blocks it may grow whatever its live data.
+    pub free_growth: u64,
 }
 
 impl Default for SpaceOptions {
     fn default() -> Self {
-        SpaceOptions { slack_percent: 200 }
+        SpaceOptions { slack_percent: 200, free_growth: FREE_GROWTH }
     }
 }
 
@@ -337,7 +339,7 @@ impl State {
     /// May the top move, instead of short runs being filled?
     fn may_grow(&self) -> bool {
         let file = self.top - self.block_area;
-        file < FREE_GROWTH || file < self.live().saturating_mul(self.options.slack_percent) / 100
+        file < self.options.free_growth || file < self.live().saturating_mul(self.options.slack_percent) / 100
     }
 
     fn take(&mut self, want: u64) -> Option<BlockRun> {

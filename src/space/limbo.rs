@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::map::Freed;
+use crate::rules::{self, Rule};
 use crate::units::Seq;
 
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +32,9 @@ impl Limbo {
     /// reached its record, and (b) the readers' `epoch` is two further. Stops at the first that must wait.
     pub fn release(&mut self, evidence: Seq, epoch: u64, mut to: impl FnMut(Freed)) {
         while let Some(front) = self.queue.front() {
-            if front.freed.by > evidence || front.epoch + 2 > epoch {
+            let early = front.freed.by > evidence && rules::holds(Rule::Evidence);
+            let seen = front.epoch + 2 > epoch && rules::holds(Rule::Readers);
+            if early || seen {
                 break;
             }
             self.blocks -= u64::from(front.freed.blocks);

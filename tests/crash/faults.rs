@@ -22,16 +22,16 @@ const SETUP: Setup = Setup { sectors: 64, base: 30 };
 
 /// What became of a run with faults.
 #[derive(Default, Debug)]
-struct Outcome {
+pub struct Outcome {
     /// Operations that failed.
-    hits: u64,
+    pub hits: u64,
     /// The image was opened and closed in spite of them, and no write failed: then all space is accounted for.
     whole: bool,
 }
 
 /// Opens the image, runs random requests on two queues and closes it, with `faults` in force all the time. Judges
 /// crashes on the way and at the end.
-fn run(seed: u64, faults: Faults, every: u64, counts: &Counts) -> Outcome {
+pub fn run(seed: u64, faults: Faults, every: u64, counts: &Counts) -> Outcome {
     let disk = make(SETUP);
     let history = Rc::new(RefCell::new(History::new(SETUP.sectors, SETUP.base)));
     let effort = Effort { variants: 1, every, recrash: 0 };
@@ -97,7 +97,7 @@ fn live_after_open(disk: &SimDisk, seed: u64) -> u64 {
     })
 }
 
-fn fault(at: u64, kind: FaultKind, sticky: bool, only: Option<OpKind>) -> Faults {
+pub fn fault(at: u64, kind: FaultKind, sticky: bool, only: Option<OpKind>) -> Faults {
     Faults { fail: Some(Fault { at, kind, sticky, only }), budget: None }
 }
 
@@ -138,6 +138,69 @@ fn sweep(k: usize, n: usize, counts: &Counts) -> (u64, u64) {
         },
     );
     (runs.into_inner(), hits.into_inner())
+}
+
+/// A run on a host with so many free blocks.
+pub fn run_on_full_host(seed: u64, free: u64, every: u64, counts: &Counts) {
+    let budget = Some(make(SETUP).allocated() + free * 4096);
+    run(seed, Faults { fail: None, budget }, every, counts);
+}
+
+/// The data of a record that counts cannot be read when the image is opened after the death of its process: the open is
+/// refused, whatever else, rather than that the record is left out.
+pub fn run_with_unreadable_data(seed: u64, counts: &Counts) {
+    let (disk, history) = killed(seed, counts);
+    for at in 1..40 {
+        let tried = disk.crash(Crash::ProcessDeath, seed);
+        tried.set_faults(fault(at, FaultKind::Eio, false, Some(OpKind::Read)));
+        let (on, hist) = (tried.clone(), Rc::new(RefCell::new(History::new(SETUP.sectors, SETUP.base))));
+        Executor::new(&tried, seed).block_on(async move { drop(World::open(&on, 1, hist).await) });
+        if tried.fault_hits() == 0 {
+            return;
+        }
+        let explorer = Explorer::new(&tried, seed, NEVER, SETUP, history.clone(), counts);
+        explorer.judge_now(
+            &tried,
+            Crash::ProcessDeath,
+            &format!("seed {seed}, read {at} of the recovery fails"),
+        );
+        tried.set_hook(None);
+    }
+}
+
+/// A block of the journal that was durable is gone: the open is refused.
+pub fn run_with_lost_record(seed: u64, counts: &Counts) {
+    let (disk, history) = killed(seed, counts);
+    for block in 2..34 {
+        let tried = disk.crash(Crash::ProcessDeath, seed);
+        tried.zero_block(crate::world::IMAGE, block);
+        let (on, hist) = (tried.clone(), Rc::new(RefCell::new(History::new(SETUP.sectors, SETUP.base))));
+        let opens = async move { World::open(&on, 1, hist).await.is_ok() };
+        if Executor::new(&tried, seed).block_on(opens) {
+            let explorer = Explorer::new(&tried, seed, NEVER, SETUP, history.clone(), counts);
+            // What was not flushed may be gone with the block.
+            explorer.judge_now(&tried, Crash::PowerLoss, &format!("seed {seed}, without block {block}"));
+            tried.set_hook(None);
+        }
+    }
+}
+
+const NEVER: Effort = Effort { variants: 0, every: 1, recrash: 0 };
+
+/// An image whose process died after a few requests, of which some were flushed.
+fn killed(seed: u64, counts: &Counts) -> (SimDisk, Rc<RefCell<History>>) {
+    let disk = make(SETUP);
+    let history = Rc::new(RefCell::new(History::new(SETUP.sectors, SETUP.base)));
+    let (on, hist) = (disk.clone(), history.clone());
+    Executor::new(&disk, seed).block_on(async move {
+        let world = World::open(&on, 2, hist).await.unwrap();
+        let mut rng = Rng::new(seed);
+        for task in 0..10 {
+            world.run(task, random_op(&mut rng, SETUP)).await;
+        }
+    });
+    counts.events.fetch_add(1, Ordering::Relaxed);
+    (disk.crash(Crash::ProcessDeath, seed), history)
 }
 
 /// Every number of free blocks of the host, from none to enough.

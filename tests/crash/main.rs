@@ -12,6 +12,7 @@
 
 mod explore;
 mod faults;
+mod mutations;
 mod oracle;
 mod sequences;
 mod space;

@@ -59,6 +59,8 @@ pub struct History {
     pub now: u64,
     pub changes: Vec<Change>,
     pub snapshots: Vec<Snapshot>,
+    /// A read that was issued at this time showed this change in this sector.
+    observed: Vec<(usize, usize, u64)>,
     pub sectors: usize,
     /// Sectors that the base provides.
     pub base: usize,
@@ -106,6 +108,8 @@ struct Judge<'a> {
     now: u64,
     /// When the newest change that must be there was issued, and which it is.
     newest: Vec<(u64, usize)>,
+    /// When a read last showed a change that must be there, and which: what was in place before lies behind it.
+    observed: Vec<(u64, usize)>,
     /// When the last change that zeroes the sector was in place for sure.
     zeroed: Vec<u64>,
 }
@@ -125,7 +129,13 @@ impl Judge<'_> {
                 }
             }
         }
-        Judge { history, now, newest, zeroed }
+        let mut observed = vec![(0, 0); history.sectors];
+        for (sector, id, at) in history.observed.iter().copied().filter(|(.., at)| *at <= now) {
+            if must(&history.changes[id]) {
+                observed[sector] = observed[sector].max((at, id));
+            }
+        }
+        Judge { history, now, newest, observed, zeroed }
     }
 
     /// May `sector` show `seen`? Time 1 is that of the beginning.
@@ -154,6 +164,10 @@ impl Judge<'_> {
         if issued > end {
             return Err(format!("sector {sector} shows {seen:?}, but change {id} must be there"));
         }
+        let (at, id) = self.observed[sector];
+        if at > end && seen != Seen::Change(id as u32) {
+            return Err(format!("sector {sector} shows {seen:?}, but a read has shown change {id} over it"));
+        }
         Ok(())
     }
 }
@@ -167,7 +181,7 @@ impl Change {
 
 impl History {
     pub fn new(sectors: usize, base: usize) -> History {
-        History { now: 1, changes: Vec::new(), snapshots: Vec::new(), sectors, base }
+        History { now: 1, changes: Vec::new(), snapshots: Vec::new(), observed: Vec::new(), sectors, base }
     }
 
     pub fn tick(&mut self) -> u64 {
@@ -274,11 +288,17 @@ impl History {
     }
 
     /// Judges what a read that was issued at `issued` and has just ended saw from `first` on.
-    pub fn judge_read(&self, first: usize, bytes: &[u8], issued: u64) -> Result<(), String> {
+    pub fn judge_read(&mut self, first: usize, bytes: &[u8], issued: u64) -> Result<(), String> {
         let judge = Judge::new(self, u64::MAX, |c| !c.failed && c.acked.is_some_and(|a| a < issued));
+        let mut shown = Vec::new();
         for (i, sector) in bytes.chunks_exact(SECTOR).enumerate() {
-            judge.allowed(first + i, identify(first + i, sector)?)?;
+            let seen = identify(first + i, sector)?;
+            judge.allowed(first + i, seen)?;
+            if let Seen::Change(id) = seen {
+                shown.push((first + i, id as usize, issued));
+            }
         }
+        self.observed.extend(shown);
         Ok(())
     }
 }

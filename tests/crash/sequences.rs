@@ -26,7 +26,7 @@ const ALPHABET: [Op; 12] = [
 
 /// One step of a sequence: an operation, closing and opening again, or a snapshot.
 #[derive(Clone, Copy, Debug)]
-enum Step {
+pub enum Step {
     Op(Op),
     Reopen,
     Snapshot,
@@ -43,7 +43,7 @@ fn sequence(number: usize, len: u32) -> Vec<Step> {
 }
 
 /// Runs the steps one after the other, crashing at every event.
-fn run_sequence(steps: &[Step], setup: Setup, seed: u64, effort: Effort, counts: &Counts) {
+pub fn run_sequence(steps: &[Step], setup: Setup, seed: u64, effort: Effort, counts: &Counts) {
     let disk = make(setup);
     let history = Rc::new(RefCell::new(History::new(setup.sectors, setup.base)));
     let explorer = Explorer::new(&disk, seed, effort, setup, history.clone(), counts);
@@ -72,7 +72,19 @@ fn run_sequence(steps: &[Step], setup: Setup, seed: u64, effort: Effort, counts:
 
 /// Runs random operations from several tasks on two queues, in rounds between which the image is closed and opened,
 /// one time in two with a snapshot.
-fn run_random(setup: Setup, seed: u64, tasks: usize, ops: usize, effort: Effort, counts: &Counts) {
+pub fn run_random(setup: Setup, seed: u64, tasks: usize, ops: usize, effort: Effort, counts: &Counts) {
+    run_mix(|rng, setup, _| random_op(rng, setup), setup, seed, (tasks, ops), effort, counts);
+}
+
+/// As [`run_random`], with operations drawn by `draw`: so many tasks that do so many each.
+pub fn run_mix(
+    draw: fn(&mut Rng, Setup, usize) -> Op,
+    setup: Setup,
+    seed: u64,
+    (tasks, ops): (usize, usize),
+    effort: Effort,
+    counts: &Counts,
+) {
     let disk = make(setup);
     let history = Rc::new(RefCell::new(History::new(setup.sectors, setup.base)));
     let explorer = Explorer::new(&disk, seed, effort, setup, history.clone(), counts);
@@ -88,7 +100,7 @@ fn run_random(setup: Setup, seed: u64, tasks: usize, ops: usize, effort: Effort,
                     let (world, mut rng) = (world.clone(), rng.split());
                     spawn(async move {
                         for _ in 0..ops {
-                            let op = random_op(&mut rng, setup);
+                            let op = draw(&mut rng, setup, task);
                             world.run(task, op).await;
                         }
                     })
@@ -112,6 +124,35 @@ fn run_random(setup: Setup, seed: u64, tasks: usize, ops: usize, effort: Effort,
     });
     explorer.run(&executor, || finished.get());
     disk.set_hook(None);
+}
+
+/// Few blocks, written, read, and folded again and again: what is freed is used at once.
+pub fn churn(rng: &mut Rng, _: Setup, _: usize) -> Op {
+    let first = 8 * rng.index(3);
+    match rng.below(12) {
+        0..=3 => Op::Write { first, sectors: 8, fua: rng.chance(1, 2) },
+        4..=8 => Op::Read { first, sectors: 8 },
+        9 => Op::Checkpoint,
+        _ => Op::Tick,
+    }
+}
+
+/// On the second queue, records of a quarter of a journal block each, so that the ring goes round; on the first one, a
+/// small write now and then.
+pub fn ring_round(rng: &mut Rng, setup: Setup, task: usize) -> Op {
+    if task.is_multiple_of(2) {
+        let first = 8 * rng.index(setup.sectors / 8);
+        return match rng.below(4) {
+            0 => Op::Write { first, sectors: 8, fua: rng.chance(1, 2) },
+            _ => Op::Read { first: 0, sectors: setup.sectors },
+        };
+    }
+    let blocks = 140 + rng.index(60);
+    let first = rng.index(setup.sectors / 8 - blocks);
+    match rng.below(16) {
+        0..=14 => Op::Write { first: 8 * first, sectors: 8 * blocks, fua: false },
+        _ => Op::Checkpoint,
+    }
 }
 
 pub fn random_op(rng: &mut Rng, setup: Setup) -> Op {
@@ -172,9 +213,9 @@ fn wanted() -> u64 {
     std::env::var("COWDISK_STATES").map_or(1_000_000, |n| n.parse().expect("COWDISK_STATES is a number"))
 }
 
-const SMALL: Setup = Setup { sectors: 40, base: 30 };
+pub const SMALL: Setup = Setup { sectors: 40, base: 30 };
 const EMPTY: Setup = Setup { sectors: 40, base: 0 };
-const SPANS: Setup = Setup { sectors: 2100, base: 1300 };
+pub const SPANS: Setup = Setup { sectors: 2100, base: 1300 };
 
 fn run_sequence_number(number: usize, len: u32, effort: Effort, counts: &Counts) {
     let steps = sequence(number, len);
@@ -184,6 +225,23 @@ fn run_sequence_number(number: usize, len: u32, effort: Effort, counts: &Counts)
 
 /// Every combination of kinds of workloads comes up within a few seeds.
 fn run_random_number(seed: usize, counts: &Counts) {
+    match seed % 16 {
+        3 => {
+            return run_mix(
+                churn,
+                SMALL,
+                seed as u64,
+                (6, 40),
+                Effort { variants: 1, every: 2, recrash: 0 },
+                counts,
+            );
+        }
+        7 => {
+            let effort = Effort { variants: 1, every: 16, recrash: 0 };
+            return run_mix(ring_round, SPANS, seed as u64, (4, 60), effort, counts);
+        }
+        _ => {}
+    }
     let setup = [SMALL, EMPTY, SMALL, SPANS][seed % 4];
     let (tasks, ops) = [(5, 12), (2, 8), (3, 24)][seed % 3];
     let recrash = if seed.is_multiple_of(5) { 8 } else { 0 };

@@ -13,6 +13,7 @@ use cowdisk::format::{Holder, Parent};
 use cowdisk::layer::{Finish, NewLayer, create};
 use cowdisk::limits::MIN_JOURNAL_BYTES;
 use cowdisk::ops::snapshot;
+use cowdisk::space::SpaceOptions;
 use cowdisk::storage::sim::{Executor, JoinHandle, SimDisk, spawn};
 use cowdisk::storage::{IoBuf, Storage};
 
@@ -47,8 +48,16 @@ fn holder() -> Holder {
     Holder { pid: 1, host: "sim".into(), socket: String::new() }
 }
 
-fn options() -> OpenOptions {
-    OpenOptions { alive: |_| false, cache_bytes: 1 << 20, ..OpenOptions::new(Access::Write(holder())) }
+/// Sectors from which on a disk's file grows as freely as it does by default. Those of smaller disks fill their holes
+/// first, so that blocks are used again at once.
+const ROOMY: usize = 1000;
+
+fn options(sectors: usize) -> OpenOptions {
+    let space = match sectors {
+        ..ROOMY => SpaceOptions { slack_percent: 100, free_growth: 0 },
+        ROOMY.. => SpaceOptions::default(),
+    };
+    OpenOptions { alive: |_| false, cache_bytes: 1 << 20, space, ..OpenOptions::new(Access::Write(holder())) }
 }
 
 /// A disk with base and image, everything durable.
@@ -113,7 +122,8 @@ impl World {
         queues: usize,
         history: Rc<RefCell<History>>,
     ) -> cowdisk::Result<World> {
-        let (image, _) = open_chain(disk, Path::new(IMAGE), &options()).await?;
+        let options = options(history.borrow().sectors);
+        let (image, _) = open_chain(disk, Path::new(IMAGE), &options).await?;
         let image = Arc::new(image);
         let (a, b, c, d) = (image.clone(), image.clone(), image.clone(), image.clone());
         let mut tasks = vec![
@@ -153,7 +163,7 @@ impl World {
                     self.failed_reads.set(self.failed_reads.get() + 1);
                     return;
                 }
-                let judged = self.history.borrow().judge_read(first, &buf.to_vec(), issued);
+                let judged = self.history.borrow_mut().judge_read(first, &buf.to_vec(), issued);
                 judged.unwrap_or_else(|e| panic!("read: {e}"));
             }
             Op::Flush => {
@@ -218,7 +228,8 @@ impl World {
         self.close().await?;
         let id = history.borrow_mut().snapshot(name, seen);
         let valid = SnapshotName::new(name)?;
-        snapshot(disk, Path::new(IMAGE), &valid, &options(), |_| false).await?;
+        let options = options(history.borrow().sectors);
+        snapshot(disk, Path::new(IMAGE), &valid, &options, |_| false).await?;
         let now = history.borrow_mut().tick();
         history.borrow_mut().snapshots[id].acked = Some(now);
         World::open(disk, queues, history).await

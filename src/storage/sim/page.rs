@@ -37,7 +37,7 @@ impl Page {
 
 /// Folds a number into a fingerprint.
 pub(super) const fn mix(sum: u64, number: u64) -> u64 {
-    let wide = ((sum ^ number ^ 0x9e37_79b9_7f4a_7c15) as u128) * 0xd1b5_4a32_d192_ed03_c2b2_ae3d_27d4_eb4f;
+    let wide = (sum ^ number ^ 0x9e37_79b9_7f4a_7c15) as u128 * 0xd1b5_4a32_d192_ed03;
     ((wide >> 64) as u64) ^ (wide as u64).rotate_left(23)
 }
 
