@@ -10,8 +10,8 @@ use super::names::image_file;
 use crate::error::{Error, Kind, Result, printable};
 use crate::format::{Holder, LayerId, Parent, PathHints, Sealed, Superblock};
 use crate::layer::{
-    Caches, Head, LayerReader, LockedLayer, Opened, Recovery, lock_head, open_read_only, read_slots,
-    recover_head, sync_sealed,
+    Caches, Head, LOCK_STEP, LOCK_WAIT, LayerReader, LockedLayer, Opened, Recovery, lock_head,
+    open_read_only, read_slots, recover_head, sync_sealed,
 };
 use crate::limits::{DEFAULT_CACHE_BYTES, MAX_CHAIN, MAX_PATH_BYTES};
 use crate::map::LayerTag;
@@ -169,22 +169,41 @@ async fn seal_parent<S: Storage>(
 ) -> Result<Option<Parent>> {
     let Parent::Layer { layer, root_crc: None, hints } = &locked.sb.parent else { return Ok(None) };
     let (at, sb) = find_parent(storage, path, *layer, hints, &options.search).await?;
-    let root = if sb.sealed.is_some() {
-        let how = OpenHow { write: false, direct: false, regular_only: true };
-        let file = storage.open(&at, how).map_err(|e| Error::io("open parent", e).at(&at))?;
-        sync_sealed(&file, &at).await?;
-        sb.root
-    } else {
-        let parent = lock_head(storage, &at, me, &options.alive).await?;
-        if parent.sb.layer != *layer {
-            return Err(Error::new(Kind::ParentChanged, "the parent changed while it was opened").at(&at));
-        }
-        let (parent, _) = recover_unsealed(storage, &at, parent, caches, me).await?;
-        parent.seal(Sealed { name: name_in(&at), time_ns: storage.now_ns() }).await?;
-        report.sealed_parent = Some(at.clone());
-        parent.superblock().root
+    let sb = match sb.sealed {
+        Some(_) => read_sealed(storage, &at, *layer).await?,
+        None => match lock_head(storage, &at, me, &options.alive).await {
+            Ok(parent) if parent.sb.layer != *layer => return Err(changed(&at)),
+            Ok(parent) => {
+                let (parent, _) = recover_unsealed(storage, &at, parent, caches, me).await?;
+                parent.seal(Sealed { name: name_in(&at), time_ns: storage.now_ns() }).await?;
+                report.sealed_parent = Some(at.clone());
+                parent.superblock()
+            }
+            // A dying process may have been sealing it, and its last write has landed since.
+            Err(e) if e.kind() == Kind::Unsupported => {
+                read_sealed(storage, &at, *layer).await.map_err(|_| e)?
+            }
+            Err(e) => return Err(e),
+        },
     };
-    Ok(Some(Parent::Layer { layer: *layer, root_crc: Some(root.crc), hints: hints.clone() }))
+    Ok(Some(Parent::Layer { layer: *layer, root_crc: Some(sb.root.crc), hints: hints.clone() }))
+}
+
+fn changed(path: &Path) -> Error {
+    Error::new(Kind::ParentChanged, "the parent changed while it was opened").at(path)
+}
+
+/// The superblock of a sealed layer whose root is not recorded yet, when it is durable (O1) and nobody changes it.
+async fn read_sealed<S: Storage>(storage: &S, path: &Path, layer: LayerId) -> Result<Superblock> {
+    let how = OpenHow { write: false, direct: false, regular_only: true };
+    let file = storage.open(path, how).map_err(|e| Error::io("open parent", e).at(path))?;
+    lock_parent(storage, &file, path).await?;
+    sync_sealed(&file, path).await?;
+    let sb = read_slots(&file, path).await?.newest;
+    match sb.sealed {
+        Some(_) if sb.layer == layer => Ok(sb),
+        _ => Err(changed(path)),
+    }
 }
 
 async fn recover_unsealed<S: Storage>(
@@ -250,9 +269,7 @@ async fn open_layer<S: Storage>(
 ) -> Result<ChainLayer<S::File>> {
     let how = OpenHow { write: false, direct: false, regular_only: true };
     let file = storage.open(path, how).map_err(|e| Error::io("open parent", e).at(path))?;
-    if !file.try_lock(Lock::Shared).map_err(|e| Error::io("lock", e).at(path))? {
-        return Err(Error::new(Kind::InUse, "the parent is being changed by another process").at(path));
-    }
+    lock_parent(storage, &file, path).await?;
     let sb = read_slots(&file, path).await?.newest;
     if sb.layer != layer || root_crc.is_some_and(|crc| crc != sb.root.crc) {
         return Err(Error::new(
@@ -271,6 +288,21 @@ async fn open_layer<S: Storage>(
     let size = sb.virtual_size;
     let reader = std::sync::Arc::new(LayerReader::new(path, file, tag, &sb, caches));
     Ok(ChainLayer { reader, sb, size, pending: None })
+}
+
+/// Takes a shared lock on a parent. A sealed layer names no holder: who has its lock is sealing it just now, or has died
+/// over that and keeps the lock until the last write has landed. That is waited for, bounded.
+async fn lock_parent<S: Storage>(storage: &S, file: &S::File, path: &Path) -> Result<()> {
+    for _ in 0..LOCK_WAIT.as_millis() / LOCK_STEP.as_millis() {
+        if file.try_lock(Lock::Shared).map_err(|e| Error::io("lock", e).at(path))? {
+            return Ok(());
+        }
+        if read_slots(file, path).await?.newest.sealed.is_none() {
+            break;
+        }
+        storage.pause(LOCK_STEP).await;
+    }
+    Err(Error::new(Kind::InUse, "the parent is being changed by another process").at(path))
 }
 
 /// Finds the layer `id` that `child` stands on: at the recorded places, beside the child, in `search`.

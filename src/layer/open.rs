@@ -21,8 +21,9 @@ use crate::units::{PBlock, blocks_for};
 /// Times the path is opened again because it named another file by the time the lock was held.
 const MAX_REOPENS: u32 = 16;
 /// A dying daemon keeps the lock until its last write has landed: waited for this long, in steps.
-const LOCK_WAIT: Duration = Duration::from_secs(15);
-const LOCK_STEP: Duration = Duration::from_millis(20);
+pub const LOCK_WAIT: Duration = Duration::from_secs(15);
+/// See [`LOCK_WAIT`].
+pub const LOCK_STEP: Duration = Duration::from_millis(20);
 
 /// What recovery did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -18,16 +18,11 @@ pub use snapshot::{Snapshot, snapshot};
 pub use walk::{Chain, Link, find_snapshot, locate, read_superblock, walk};
 
 use std::path::Path;
-use std::time::Duration;
 
 use crate::error::{Error, Kind, Result, printable};
 use crate::format::Holder;
-use crate::layer::read_slots;
+use crate::layer::{LOCK_STEP, LOCK_WAIT, read_slots};
 use crate::storage::{File, Lock, OpenHow, Storage};
-
-/// How long a lock is waited for whose holder has died, and in which steps.
-const DEATH_WAIT: Duration = Duration::from_secs(15);
-const DEATH_STEP: Duration = Duration::from_millis(20);
 
 /// Waits, bounded, while the writer's lock of the layer `path` is held for a process that is `gone`: the kernel releases
 /// it only when the last write has landed. To be called before an image is opened for reading.
@@ -37,7 +32,7 @@ const DEATH_STEP: Duration = Duration::from_millis(20);
 pub async fn settle<S: Storage>(storage: &S, path: &Path, gone: fn(&Holder) -> bool) -> Result<()> {
     let how = OpenHow { write: false, direct: false, regular_only: true };
     let file = storage.open(path, how).map_err(|e| Error::io("open", e).at(path))?;
-    for _ in 0..DEATH_WAIT.as_millis() / DEATH_STEP.as_millis() {
+    for _ in 0..LOCK_WAIT.as_millis() / LOCK_STEP.as_millis() {
         if !file.is_locked(Lock::Shared).map_err(|e| Error::io("look at the lock", e).at(path))? {
             break;
         }
@@ -45,7 +40,7 @@ pub async fn settle<S: Storage>(storage: &S, path: &Path, gone: fn(&Holder) -> b
         if !holder.is_some_and(|h| gone(&h)) {
             break;
         }
-        storage.pause(DEATH_STEP).await;
+        storage.pause(LOCK_STEP).await;
     }
     Ok(())
 }

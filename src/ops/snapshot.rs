@@ -62,13 +62,17 @@ pub async fn snapshot<S: Storage>(
     let Some(old) = &image.head else {
         return Err(Error::new(Kind::Usage, "a snapshot opens the image for writing").at(&head));
     };
-    if let Err(Broken { error, replaced }) = replace_head(storage, old, &target).await {
-        if !replaced {
-            // The image is as it was; that it could not be closed matters less than why.
-            let _ = image.close().await;
+    // Its lock is held until the old head is sealed: whoever opens the image meanwhile waits.
+    let _overlay = match replace_head(storage, old, &target).await {
+        Ok(overlay) => overlay,
+        Err(Broken { error, replaced }) => {
+            if !replaced {
+                // The image is as it was; that it could not be closed matters less than why.
+                let _ = image.close().await;
+            }
+            return Err(error);
         }
-        return Err(error);
-    }
+    };
     let time_ns = storage.now_ns();
     old.seal(Sealed { name: name.as_str().to_owned(), time_ns }).await.map_err(|e| e.at(&target))?;
     Ok(Snapshot { path: target, sb: old.superblock(), report })
@@ -110,22 +114,22 @@ struct Broken {
     replaced: bool,
 }
 
-/// Everything up to the moment at which the head's path names a new overlay and `target` the old head, durably.
+/// Everything up to the moment at which the head's path names a new overlay and `target` the old head, durably. Gives the
+/// overlay, locked.
 async fn replace_head<S: Storage>(
     storage: &S,
     old: &Head<S>,
     target: &Path,
-) -> std::result::Result<(), Broken> {
+) -> std::result::Result<S::File, Broken> {
     let head = old.path();
     let unchanged = |error: Error| Broken { error, replaced: false };
     let mut random = [0; 4];
     storage.random(&mut random).map_err(|e| unchanged(Error::io("read random bytes", e)))?;
     let temporary = temporary_path(head, random);
-    // Held until the head has been sealed: nobody opens the new head before.
-    let _overlay = make_overlay(storage, old, target, &temporary).await.map_err(unchanged)?;
+    let overlay = make_overlay(storage, old, target, &temporary).await.map_err(unchanged)?;
     let mut linked = false;
     let replaced = put_in_place(storage, head, target, &temporary, &mut linked);
-    replaced.map_err(|error| {
+    replaced.map(|()| overlay).map_err(|error| {
         // As long as the temporary name is there, the rename has not been done.
         let undone = storage.unlink(&temporary).is_ok();
         if undone && linked {

@@ -1,5 +1,6 @@
 //! Operations on images, on the simulated disk.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, and prints what it counted")]
 
+mod death;
 mod machine;
 mod snapshot;
