@@ -154,9 +154,9 @@ impl Daemon {
     }
 
     /// Dies like a process that is killed.
-    pub fn kill(mut self) {
+    pub fn kill(mut self) -> Ended {
         self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.wait()
     }
 
     /// Waits for its end.
