@@ -9,6 +9,8 @@ pub const MAX_DISK_BYTES: u64 = 1 << 52;
 pub const MIN_DISK_BYTES: u64 = 512;
 /// Largest layer file: 16 PiB; a larger block address in a file is damage.
 pub const MAX_FILE_BLOCKS: u64 = (1 << 54) / BLOCK;
+/// Blocks of a layer file whose holes are used again (64 TiB), so that the memory for them is bounded.
+pub const MAX_REUSED_BLOCKS: u64 = 1 << 34;
 /// Smallest journal ring, in bytes.
 pub const MIN_JOURNAL_BYTES: u64 = 256 * 1024;
 /// Largest journal ring, in bytes.
@@ -19,6 +21,8 @@ pub const DEFAULT_JOURNAL_BYTES: u64 = 64 << 20;
 pub const JOURNAL_RESERVE_BYTES: u64 = 1 << 20;
 /// Layers in one chain.
 pub const MAX_CHAIN: usize = 4096;
+/// Largest record number, epoch and generation: counting on from there never wraps.
+pub const MAX_COUNTER: u64 = 1 << 62;
 /// Levels of an extent tree. 2^40 blocks with 60 entries a node need 7.
 pub const MAX_TREE_HEIGHT: u8 = 10;
 /// Blocks one data write of a batch may cover (1 MiB).

@@ -197,6 +197,7 @@ fn decode_one(bytes: &[u8], salt: Salt) -> Option<(Record, usize)> {
     }
     if crcs.len() as u64 != data_blocks
         || durable >= seq
+        || seq.0 > limits::MAX_COUNTER
         || unsettled.len() > limits::MAX_UNSETTLED
         || !unsettled.is_sorted_by(|a, b| a < b)
         || unsettled.first().is_some_and(|&d| d == 0)

@@ -229,6 +229,15 @@ impl Superblock {
         {
             return bad(format!("virtual_size {}", self.virtual_size));
         }
+        let counters = [
+            ("generation", self.generation),
+            ("epoch", self.epoch),
+            ("cut", self.cut.0),
+            ("durable_seq", self.durable.0),
+        ];
+        if let Some((name, value)) = counters.into_iter().find(|c| c.1 > limits::MAX_COUNTER) {
+            return bad(format!("{name} {value}"));
+        }
         if self.durable < self.cut {
             return bad(format!("durable_seq {} below cut {}", self.durable.0, self.cut.0));
         }

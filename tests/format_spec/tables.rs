@@ -324,13 +324,14 @@ fn journal() {
 
 #[test]
 fn limits_are_the_stated_ones() {
-    let known: [(&str, u64); 16] = [
+    let known: [(&str, u64); 17] = [
         ("smallest virtual disk, bytes", limits::MIN_DISK_BYTES),
         ("largest virtual disk, bytes", limits::MAX_DISK_BYTES),
         ("vblocks", limits::MAX_DISK_BYTES / BLOCK),
         ("pblocks in a file", limits::MAX_FILE_BLOCKS),
         ("smallest ring, bytes", limits::MIN_JOURNAL_BYTES),
         ("largest ring, bytes", limits::MAX_JOURNAL_BYTES),
+        ("record number, generation, epoch", limits::MAX_COUNTER),
         ("levels of a tree", limits::MAX_TREE_HEIGHT.into()),
         ("children of an inner node", INNER_CAPACITY as u64),
         ("blocks of a data extent in a leaf", MAX_EXTENT_BLOCKS.into()),

@@ -54,7 +54,8 @@ fn numbers_out_of_range_are_refused() {
     let many: Vec<u32> = (1..=limits::MAX_UNSETTLED as u32 + 1).collect();
     assert!(with(1000, 0, &many[1..]));
     assert!(!with(1000, 0, &many), "more than a window");
-    assert!(with(u64::MAX, u64::MAX - 1, &[u32::MAX]));
+    assert!(with(limits::MAX_COUNTER, limits::MAX_COUNTER - 1, &[u32::MAX]));
+    assert!(!with(limits::MAX_COUNTER + 1, 0, &[]), "out of reach");
 }
 
 #[test]

@@ -29,7 +29,8 @@ fn parent() -> impl Strategy<Value = Parent> {
 prop_compose! {
     fn superblock()(
         (layer, disk) in any::<([u8; 16], [u8; 16])>(),
-        (generation, ro_compat, compat, inode, epoch) in any::<(u64, u64, u64, u64, u64)>(),
+        (generation, epoch) in (0..=limits::MAX_COUNTER, 0..=limits::MAX_COUNTER),
+        (ro_compat, compat, inode) in any::<(u64, u64, u64)>(),
         (created_ns, time_ns) in any::<(i64, i64)>(),
         sectors in 1..=limits::MAX_DISK_BYTES / 4096,
         big_sectors in any::<bool>(),
@@ -100,8 +101,8 @@ fn inners() -> impl Strategy<Value = InnerNode> {
 fn records() -> impl Strategy<Value = Record> {
     let extent = (0..1u64 << 39, prop::option::of(2..1u64 << 41), 1..9u32);
     let unsettled = prop::collection::btree_set(1..5000u32, 0..20);
-    (5000..u64::MAX, any::<u64>(), unsettled, prop::collection::vec(extent, 0..12), any::<u32>()).prop_map(
-        |(seq, durable, unsettled, list, crc)| {
+    (5000..=limits::MAX_COUNTER, any::<u64>(), unsettled, prop::collection::vec(extent, 0..12), any::<u32>())
+        .prop_map(|(seq, durable, unsettled, list, crc)| {
             let mut crcs = Vec::new();
             let extents = list.into_iter().map(|(vblock, pblock, blocks)| {
                 let place = pblock.map_or(Place::Zero, |p| Place::Data(PBlock(p)));
@@ -112,8 +113,7 @@ fn records() -> impl Strategy<Value = Record> {
             let extents = extents.collect();
             let unsettled = unsettled.into_iter().collect();
             Record { seq: Seq(seq), durable: Seq(durable % seq), unsettled, extents, crcs }
-        },
-    )
+        })
 }
 
 fn block_of(bytes: &[u8]) -> Block {
