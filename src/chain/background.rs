@@ -37,7 +37,7 @@ impl<S: Storage> Image<S> {
         let idle = if last == acked.0 { self.background.idle.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
         self.background.idle.store(idle, Ordering::Relaxed);
         head.journal.commit(acked).await?;
-        head.space.release(head.journal.evidence());
+        head.release_limbo();
         if head.pending.entries() > MAX_PENDING {
             head.journal.want_checkpoint();
         }
@@ -52,7 +52,7 @@ impl<S: Storage> Image<S> {
             Err(e) if e.kind() == Kind::NoSpace => {}
             other => other?,
         }
-        head.space.release(head.journal.evidence());
+        head.release_limbo();
         head.punch(0, PUNCH_IDLE).await;
         Ok(())
     }

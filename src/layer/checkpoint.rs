@@ -108,7 +108,7 @@ impl<S: Storage> Head<S> {
     pub async fn drain_limbo(&self) -> Result<()> {
         self.checkpoint(Finish::Running).await?;
         for _ in 0..DRAIN_TRIES {
-            self.space.release(self.journal.evidence());
+            self.release_limbo();
             if self.space.limbo_waits_for().is_none() {
                 break;
             }
@@ -176,7 +176,7 @@ impl<S: Storage> Head<S> {
         self.journal.release(freeze.cut, sb.generation);
         *self.sb.lock() = sb;
         self.update_node_reserve();
-        self.space.release(self.journal.evidence());
+        self.release_limbo();
     }
 
     /// Runs checkpoints when they are wanted, for ever; a background task. Ends when the layer is poisoned.

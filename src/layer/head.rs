@@ -148,29 +148,41 @@ impl<S: Storage> Head<S> {
             return Ok(());
         }
         let root = *self.opened_root.lock();
-        let (mut used, mut nodes, mut bad) = (Bitmap::default(), 0u64, None);
+        // The checkpoint of the open has put its nodes above the top that there was before.
+        let mut used = UsedBlocks::new(self.superblock().block_area..self.space.high_water());
+        let (mut nodes, mut bad) = (0u64, None);
         self.reader
             .tree
             .walk(&root, |visit| match visit {
                 Visit::Node { child, .. } => {
                     nodes += 1;
-                    used.insert(child.pblock.0..child.pblock.0 + 1);
+                    used.add(child.pblock, 1);
                 }
                 Visit::Extent { extent, .. } => {
                     if let crate::format::Place::Data(p) = extent.place {
-                        used.insert(p.0..p.0 + u64::from(extent.blocks));
+                        used.add(p, u64::from(extent.blocks));
                     }
                 }
                 Visit::Bad { error, .. } => bad = Some(error),
             })
             .await;
-        if let Some(error) = bad {
+        if let Some(error) = bad.or(used.wrong) {
             return Err(error.at(self.path()));
         }
         // Checkpoints that ran meanwhile changed the count by little.
         let _ = self.nodes.compare_exchange(UNKNOWN_NODES, nodes, Ordering::Relaxed, Ordering::Relaxed);
-        self.space.holes_found(&used);
+        self.space.holes_found(&used.blocks);
         Ok(())
+    }
+
+    /// Lets everything in limbo go that rule R allows now.
+    pub fn release_limbo(&self) {
+        if let Some(BlockRun { first, blocks }) = self.space.release(self.journal.evidence()) {
+            self.journal.poison(&format!(
+                "the tree is damaged: the {blocks} blocks at offset {} were freed and cannot have been in use",
+                first.pos()
+            ));
+        }
     }
 
     /// Gives long free runs back to the host, down to `keep` free blocks, at most `pieces` pieces.
@@ -193,6 +205,36 @@ impl<S: Storage> Head<S> {
         if known != UNKNOWN_NODES {
             self.nodes.store((known + written).saturating_sub(removed), Ordering::Relaxed);
         }
+    }
+}
+
+/// The blocks that a tree leads to. A file that somebody else has written may use one of them twice.
+struct UsedBlocks {
+    /// Where they may lie.
+    area: std::ops::Range<PBlock>,
+    blocks: Bitmap,
+    wrong: Option<Error>,
+}
+
+impl UsedBlocks {
+    fn new(area: std::ops::Range<PBlock>) -> UsedBlocks {
+        UsedBlocks { area, blocks: Bitmap::default(), wrong: None }
+    }
+
+    fn add(&mut self, first: PBlock, blocks: u64) {
+        let end = first.plus(blocks);
+        let what = if first < self.area.start || end > self.area.end {
+            "outside of the area in use"
+        } else {
+            // What is not used again needs no memory.
+            let end = end.0.min(limits::MAX_REUSED_BLOCKS);
+            if self.blocks.insert(first.0..end) == end.saturating_sub(first.0) {
+                return;
+            }
+            "used twice"
+        };
+        let text = format!("blocks {}..{} are {what}", first.0, end.0);
+        self.wrong.get_or_insert_with(|| Error::corrupt(text).offset(first.pos()));
     }
 }
 

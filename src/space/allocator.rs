@@ -6,6 +6,7 @@
 //! * A block is allocated only inside what `fallocate` has given (`backed`), so no data write extends the file or
 //!   runs out of space.
 
+use crate::limits::MAX_REUSED_BLOCKS;
 use crate::map::Freed;
 use crate::runtime::sync::Monitor;
 use crate::units::{PBlock, Seq};
@@ -79,6 +80,8 @@ struct State {
     /// Until the holes below it are known: the top at open, and what was freed below it since.
     unknown_below: Option<u64>,
     freed_unknown: Vec<Freed>,
+    /// Blocks that were freed and cannot have been in use.
+    misfreed: Option<BlockRun>,
     node_reserve: u64,
     growth_step: u64,
     grow_wanted: bool,
@@ -135,6 +138,7 @@ impl Space {
             limbo: Limbo::default(),
             unknown_below: (top > block_area).then_some(top.0),
             freed_unknown: Vec::new(),
+            misfreed: None,
             node_reserve: 0,
             growth_step: MIN_GROWTH,
             grow_wanted: false,
@@ -202,8 +206,10 @@ impl Space {
         }
     }
 
-    /// Releases what rule R allows, now that `evidence` is the highest durable number on durable record.
-    pub fn release(&self, evidence: Seq) {
+    /// Releases what rule R allows, now that `evidence` is the highest durable number on durable record. Gives blocks
+    /// that were freed although they were free, or never in use: the tree that named them is damaged.
+    #[must_use]
+    pub fn release(&self, evidence: Seq) -> Option<BlockRun> {
         let epoch = self.readers.advance();
         let released = self.state.with(|s| {
             s.evidence = s.evidence.max(evidence);
@@ -218,6 +224,7 @@ impl Space {
         if released > 0 {
             self.state.update(|_| {});
         }
+        self.state.with(|s| s.misfreed)
     }
 
     /// The number that must be on durable record before limbo is empty.
@@ -273,7 +280,7 @@ impl Space {
                 next = run.end;
             }
             for freed in std::mem::take(&mut s.freed_unknown) {
-                s.insert_free(freed.pblock.0, u64::from(freed.blocks));
+                s.insert_freed(freed);
             }
         });
     }
@@ -424,15 +431,28 @@ impl State {
     fn release(&mut self, freed: Freed) {
         match self.unknown_below {
             Some(below) if freed.pblock.0 < below => self.freed_unknown.push(freed),
-            _ => self.insert_free(freed.pblock.0, u64::from(freed.blocks)),
+            _ => self.insert_freed(freed),
         }
     }
 
-    fn insert_free(&mut self, first: u64, blocks: u64) {
-        if blocks > 0 {
-            let new = self.free.insert(first..first + blocks);
-            assert_eq!(new, blocks, "a block of the layer was freed twice: {first} + {blocks}");
+    /// Takes back what the map named. That may come from a file which somebody else has written.
+    fn insert_freed(&mut self, freed: Freed) {
+        let run = BlockRun { first: freed.pblock, blocks: u64::from(freed.blocks) };
+        let inside = run.first.0 >= self.block_area && run.first.0 + run.blocks <= self.top;
+        if !inside || !self.try_insert(run.first.0, run.blocks) {
+            self.misfreed.get_or_insert(run);
         }
+    }
+
+    /// Takes back what was reserved here.
+    fn insert_free(&mut self, first: u64, blocks: u64) {
+        assert!(self.try_insert(first, blocks), "a block of the layer was freed twice: {first} + {blocks}");
+    }
+
+    /// False if some of the blocks are free already.
+    fn try_insert(&mut self, first: u64, blocks: u64) -> bool {
+        let end = (first + blocks).min(MAX_REUSED_BLOCKS);
+        self.free.insert(first..end) == end.saturating_sub(first)
     }
 }
 

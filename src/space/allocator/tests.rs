@@ -25,8 +25,8 @@ fn nothing_below_the_old_top_is_used_before_the_holes_are_known() {
     let space = space(100, 120);
     assert_eq!(space.reserve(15), Reserve::Run(run(100, 15)));
     space.free_later(&[freed(50, 2, 1)]);
-    space.release(Seq(1));
-    space.release(Seq(1));
+    assert_eq!(space.release(Seq(1)), None);
+    assert_eq!(space.release(Seq(1)), None);
     assert_eq!(space.reserve(15), Reserve::Run(run(115, 5)));
     assert_eq!(space.reserve(1), Reserve::Wait);
     let mut used = Bitmap::default();
@@ -76,8 +76,8 @@ fn a_punched_piece_is_not_allocatable_until_it_is_backed_again() {
     let Reserve::Run(all) = space.reserve(MIN_PUNCH) else { panic!("room for all") };
     assert_eq!(all, run(10, MIN_PUNCH));
     space.free_later(&[freed(10, MIN_PUNCH as u32, 1)]);
-    space.release(Seq(1));
-    space.release(Seq(1));
+    assert_eq!(space.release(Seq(1)), None);
+    assert_eq!(space.release(Seq(1)), None);
     let piece = space.start_punch(0).unwrap();
     assert_eq!(piece, run(10, PUNCH_PIECE));
     assert_eq!(space.start_punch(0), None, "one at a time");
@@ -93,12 +93,26 @@ fn a_punched_piece_is_not_allocatable_until_it_is_backed_again() {
 
 #[test]
 #[should_panic(expected = "freed twice")]
-fn a_double_free_is_a_bug() {
+fn giving_back_twice_is_a_bug() {
     let space = space(10, 20);
-    assert!(matches!(space.reserve(4), Reserve::Run(_)));
-    for _ in 0..2 {
-        space.free_later(&[freed(10, 1, 1)]);
-        space.release(Seq(1));
-        space.release(Seq(1));
+    let Reserve::Run(run) = space.reserve(4) else { panic!("there is space") };
+    space.give_back(run);
+    space.give_back(run);
+}
+
+#[test]
+fn what_a_damaged_tree_frees_is_named() {
+    // Twice, in front of the area, across its end, and behind it.
+    for (first, blocks, times) in [(10, 1, 2), (9, 1, 1), (13, 2, 1), (1 << 41, 1, 1)] {
+        let space = space(10, 20);
+        assert!(matches!(space.reserve(4), Reserve::Run(_)));
+        let mut misfreed = None;
+        for _ in 0..times {
+            assert_eq!(misfreed, None);
+            space.free_later(&[freed(first, blocks, 1)]);
+            let _ = space.release(Seq(1));
+            misfreed = space.release(Seq(1));
+        }
+        assert_eq!(misfreed, Some(BlockRun { first: PBlock(first), blocks: blocks.into() }));
     }
 }
