@@ -168,6 +168,9 @@ async fn seal_parent<S: Storage>(
     report: &mut OpenReport,
 ) -> Result<Option<Parent>> {
     let Parent::Layer { layer, root_crc: None, hints } = &locked.sb.parent else { return Ok(None) };
+    if *layer == locked.sb.layer {
+        return Err(Error::corrupt("the chain of parents is a circle").at(path));
+    }
     let (at, sb) = find_parent(storage, path, *layer, hints, &options.search).await?;
     let sb = match sb.sealed {
         Some(_) => read_sealed(storage, &at, *layer).await?,

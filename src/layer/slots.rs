@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::error::{Error, Kind, Result};
 use crate::format::Superblock;
 use crate::storage::{File, IoBuf, IoVecs, read_up_to, write_all};
-use crate::units::{BLOCK_SIZE, PBlock};
+use crate::units::{BLOCK, BLOCK_SIZE, PBlock};
 
 /// What the slots hold.
 #[derive(Debug)]
@@ -23,12 +23,20 @@ pub struct Slots {
 /// # Errors
 /// `Unsupported` for a later format, `Corrupt` if no slot verifies or both have one generation, with the path.
 pub async fn read_slots<F: File>(file: &F, path: &Path) -> Result<Slots> {
+    let short = |bytes: u64| {
+        let text = format!("not a cowdisk layer: {bytes} bytes are too few for its superblocks");
+        Error::corrupt(text).at(path)
+    };
+    // Not even read: there are files without length, like /proc/kmsg, whose readers wait for ever.
+    let len = file.meta().map_err(|e| Error::io("stat", e).at(path))?.len;
+    if len < 2 * BLOCK {
+        return Err(short(len));
+    }
     let buf = IoBuf::zeroed(2 * BLOCK_SIZE);
     let read =
         read_up_to(file, buf.clone(), 0).await.map_err(|e| Error::io("read superblock", e).at(path))?;
     if read < 2 * BLOCK_SIZE {
-        let text = format!("not a cowdisk layer: {read} bytes are too few for its superblocks");
-        return Err(Error::corrupt(text).at(path));
+        return Err(short(read as u64));
     }
     let bytes = buf.to_vec();
     let (first, second) = bytes.split_at(BLOCK_SIZE);
