@@ -4,7 +4,7 @@
 mod bench;
 mod check;
 mod create;
-mod hostile;
+#[expect(dead_code, reason = "shared with the tests of hostile images")]
 mod image;
 mod info;
 mod map;

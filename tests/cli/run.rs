@@ -35,7 +35,15 @@ pub(crate) fn run<A: AsRef<OsStr>>(dir: &Path, args: impl IntoIterator<Item = A>
 }
 
 /// Runs `command` to its end.
-pub(crate) fn finish(mut command: Command) -> Ran {
+pub(crate) fn finish(command: Command) -> Ran {
+    let said = format!("{command:?}");
+    let ran = finish_within(command, PATIENCE);
+    assert!(ran.took < PATIENCE, "{said} hung");
+    ran
+}
+
+/// Runs `command` to its end, which is a violent one after `patience`.
+pub(crate) fn finish_within(mut command: Command, patience: Duration) -> Ran {
     let start = Instant::now();
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
@@ -44,14 +52,13 @@ pub(crate) fn finish(mut command: Command) -> Ran {
         out.read_to_end(&mut bytes).unwrap();
         bytes
     });
-    let watch = Watch::over(&child);
+    let watch = Watch::over(&child, patience);
     let mut stderr = Vec::new();
     err.read_to_end(&mut stderr).unwrap();
     let stdout = reader.join().unwrap();
     let status = child.wait().unwrap();
     let took = start.elapsed();
     watch.end();
-    assert!(took < PATIENCE, "{command:?} hung");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Ran { code: status.code(), stdout: text(stdout), stderr: text(stderr), took }
 }
@@ -60,11 +67,11 @@ pub(crate) fn finish(mut command: Command) -> Ran {
 struct Watch(std::sync::mpsc::Sender<()>);
 
 impl Watch {
-    fn over(child: &Child) -> Watch {
+    fn over(child: &Child, patience: Duration) -> Watch {
         let (sender, ended) = std::sync::mpsc::channel();
         let pid = child.id().to_string();
         std::thread::spawn(move || {
-            if ended.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            if ended.recv_timeout(patience) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
                 let _ = Command::new("kill").args(["-9", &pid]).status();
             }
         });

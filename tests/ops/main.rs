@@ -3,4 +3,5 @@
 
 mod death;
 mod machine;
+mod opens;
 mod snapshot;
