@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
-use crate::format::{Area, JournalBlock, Place, Record, RecordExtent, Salt, decode_records};
+use crate::format::{
+    Area, JOURNAL_HEADER_BYTES, JournalBlock, Place, Record, RecordExtent, Salt, decode_records,
+};
 use crate::limits::MAX_UNSETTLED;
 use crate::rules::{self, Rule};
 use crate::storage::{File, IoBuf, read_up_to};
@@ -41,6 +43,11 @@ pub async fn scan<F: File>(file: &F, ring: Area, sb: &crate::format::Superblock)
             .await
             .map_err(|e| Error::io("read journal", e).offset(next * BLOCK))?;
         for i in 0..read / BLOCK_SIZE {
+            buf.copy_to(i * BLOCK_SIZE, &mut block[..JOURNAL_HEADER_BYTES]);
+            // Most of a ring may never have been written: not worth a copy and an error each.
+            if block[..JOURNAL_HEADER_BYTES].iter().all(|&b| b == 0) {
+                continue;
+            }
             buf.copy_to(i * BLOCK_SIZE, &mut block);
             scan_block(&block, PBlock(next + i as u64), sb, salt, &mut found)?;
         }
@@ -59,10 +66,6 @@ fn scan_block(
     salt: Salt,
     found: &mut Scan,
 ) -> Result<()> {
-    // Most of a ring may never have been written: not worth an error each.
-    if block.iter().all(|&b| b == 0) {
-        return Ok(());
-    }
     // A block without a valid header was never written, or its first write is torn: nothing in it was flushed.
     let Ok(header) = JournalBlock::decode(block, at) else { return Ok(()) };
     if header.layer != sb.layer {

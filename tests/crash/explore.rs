@@ -107,6 +107,8 @@ pub struct Explorer<'a> {
     events: Rc<Cell<u64>>,
     /// What was found in the images of this run, by fingerprint.
     found: RefCell<HashMap<u64, Rc<Observed>>>,
+    /// What has been judged: image, time, whether the power went.
+    judged: RefCell<HashSet<(u64, u64, bool)>>,
     setup: Setup,
     counts: &'a Counts,
     /// What else it takes to reproduce the run.
@@ -157,8 +159,8 @@ impl<'a> Explorer<'a> {
                 }
             }
         })));
-        let found = RefCell::default();
-        Explorer { seed, effort, waiting, history, events, found, setup, counts, note: String::new() }
+        let (found, judged) = (RefCell::default(), RefCell::default());
+        Explorer { seed, effort, waiting, history, events, found, judged, setup, counts, note: String::new() }
     }
 
     /// Runs `executor` until `done`, judging on the way.
@@ -184,17 +186,25 @@ impl<'a> Explorer<'a> {
             return;
         }
         for pending in std::mem::take(&mut *self.waiting.borrow_mut()) {
-            self.counts.crashes.fetch_add(1, Ordering::Relaxed);
             let recrash = self.effort.recrash > 0 && pending.seed.is_multiple_of(self.effort.recrash);
-            let found = self.find(&pending, recrash);
-            let judged = self.history.borrow().judge(&found, pending.power, pending.now);
-            judged.unwrap_or_else(|e| panic!("{} {}: {e}", self.note, pending.label));
+            self.judge_one(&pending, recrash);
         }
     }
 
-    /// What a recovery finds: from memory if the same image has been there before in this run.
-    fn find(&self, pending: &Pending, recrash: bool) -> Rc<Observed> {
+    fn judge_one(&self, pending: &Pending, recrash: bool) {
+        self.counts.crashes.fetch_add(1, Ordering::Relaxed);
         let print = pending.disk.fingerprint();
+        // The same image at the same time has the same answer.
+        if !self.judged.borrow_mut().insert((print, pending.now, pending.power)) && !recrash {
+            return;
+        }
+        let found = self.find(pending, print, recrash);
+        let judged = self.history.borrow().judge(&found, pending.power, pending.now);
+        judged.unwrap_or_else(|e| panic!("{} {}: {e}", self.note, pending.label));
+    }
+
+    /// What a recovery finds: from memory if the same image has been there before in this run.
+    fn find(&self, pending: &Pending, print: u64, recrash: bool) -> Rc<Observed> {
         if let Some(known) = self.found.borrow().get(&print).filter(|_| !recrash) {
             return known.clone();
         }
@@ -207,11 +217,8 @@ impl<'a> Explorer<'a> {
         pending.disk.set_hook(None);
         self.found.borrow_mut().insert(print, found.clone());
         for inner in crashes.take() {
-            self.counts.crashes.fetch_add(1, Ordering::Relaxed);
             self.counts.in_recovery.fetch_add(1, Ordering::Relaxed);
-            let found = self.find(&inner, false);
-            let judged = self.history.borrow().judge(&found, inner.power, inner.now);
-            judged.unwrap_or_else(|e| panic!("{} {}: {e}", self.note, inner.label));
+            self.judge_one(&inner, false);
         }
         found
     }
