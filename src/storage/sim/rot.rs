@@ -92,6 +92,13 @@ impl SimDisk {
         inode.rot(to, WHOLE, page);
     }
 
+    /// Puts other bytes into a block: an older version of it is what a lost write leaves.
+    pub fn replace_block(&self, path: impl AsRef<Path>, block: u64, bytes: &[u8; PAGE as usize]) {
+        let mut page = Page::zeroed();
+        page.copy_from_slice(bytes);
+        self.state().find_inode(path.as_ref()).rot(block, WHOLE, page);
+    }
+
     /// What a misdirected first write of block `from` leaves: its bytes over block `to`, and zeros in its place.
     /// For one that leaves older bytes, see [`super::FaultKind::Misdirected`].
     pub fn misdirect(&self, path: impl AsRef<Path>, from: u64, to: u64) {

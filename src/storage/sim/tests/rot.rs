@@ -46,6 +46,8 @@ fn blocks_are_zeroed_swapped_copied_and_misdirected() {
     assert_eq!(firsts(&disk), [0, 2, 2, 4]);
     disk.zero_block(FILE, 1);
     assert_eq!(firsts(&disk), [0, 0, 2, 4]);
+    disk.replace_block(FILE, 2, &[7; 4096]);
+    assert_eq!(firsts(&disk), [0, 0, 7, 4]);
 }
 
 #[test]
