@@ -10,7 +10,7 @@ use super::names::image_file;
 use crate::error::{Error, Kind, Result, printable};
 use crate::format::{Holder, LayerId, Parent, PathHints, Sealed, Superblock};
 use crate::layer::{
-    Caches, Head, LOCK_STEP, LOCK_WAIT, LayerReader, LockedLayer, Opened, Recovery, lock_head,
+    Caches, Head, LOCK_STEP, LOCK_WAIT, LayerReader, LockedLayer, Opened, Recovery, finish_seal, lock_head,
     open_read_only, read_slots, recover_head, sync_sealed,
 };
 use crate::limits::{DEFAULT_CACHE_BYTES, MAX_CHAIN, MAX_PATH_BYTES};
@@ -204,9 +204,13 @@ async fn read_sealed<S: Storage>(storage: &S, path: &Path, layer: LayerId) -> Re
     sync_sealed(&file, path).await?;
     let sb = read_slots(&file, path).await?.newest;
     match sb.sealed {
-        Some(_) if sb.layer == layer => Ok(sb),
-        _ => Err(changed(path)),
+        Some(_) if sb.layer == layer => {}
+        _ => return Err(changed(path)),
     }
+    // It takes the lock for itself.
+    drop(file);
+    finish_seal(storage, path).await?;
+    Ok(sb)
 }
 
 async fn recover_unsealed<S: Storage>(

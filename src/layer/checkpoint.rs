@@ -1,5 +1,6 @@
 //! Checkpoints (rule K): fold the frozen half of the pending map into a new tree, make that durable, write the
-//! other superblock slot, make that durable, and only then release what the old tree and the journal held.
+//! other superblock slot, make that durable, write its twin over the older slot, and only then release what the old
+//! tree and the journal held.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -152,13 +153,32 @@ impl<S: Storage> Head<S> {
         if rules::holds(Rule::SuperblockFirst) {
             self.journal.sync_for_checkpoint(freeze.cut).await?;
         }
-        self.switch(freeze, sb, &built, finish);
+        // Records name the generation that is durable: a power loss may keep them and not the twin.
+        let durable = sb.generation;
+        self.write_twin(&mut sb, freeze, finish).await?;
+        self.switch(freeze, sb, durable, &built, finish);
         Ok(())
+    }
+
+    /// Writes the superblock to the other slot too, as the next generation. The older one that stands there must not
+    /// outlive the journal that leads from it to this one: if this one were lost, it would be taken for the newest.
+    async fn write_twin(&self, sb: &mut Superblock, freeze: Freeze, finish: &Finish) -> Result<()> {
+        sb.generation += 1;
+        if let Err(e) = write_slot(&self.reader.file, sb).await {
+            self.journal.poison(&e.to_string());
+            return Err(e);
+        }
+        match finish {
+            // Before the ring is given back, or as nothing else comes that would make it durable.
+            Finish::Sealed(_) | Finish::Clean => self.journal.sync_for_checkpoint(freeze.cut).await,
+            // It is as durable as the first record behind it.
+            Finish::Running | Finish::Opened(_) => Ok(()),
+        }
     }
 
     /// Makes the new root visible and releases what only the old one needed. The order matters to readers that
     /// probe the pending map first, then the span cache, then the tree: root, cache, frozen map.
-    fn switch(&self, freeze: Freeze, sb: Superblock, built: &Built, finish: &Finish) {
+    fn switch(&self, freeze: Freeze, sb: Superblock, durable: u64, built: &Built, finish: &Finish) {
         self.reader.set_root(sb.root);
         self.caches.spans.root_changed();
         let (spans, zeros) = self.pending.frozen_spans(freeze.slot);
@@ -173,7 +193,7 @@ impl<S: Storage> Head<S> {
             Finish::Opened(_) => *self.opened_root.lock() = sb.root,
             _ => self.space.free_later(&built.freed),
         }
-        self.journal.release(freeze.cut, sb.generation);
+        self.journal.release(freeze.cut, durable);
         *self.sb.lock() = sb;
         self.update_node_reserve();
         self.release_limbo();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::create::random_id;
 use super::head::Head;
 use super::reader::{Caches, LayerReader};
-use super::slots::{Slots, read_slots};
+use super::slots::{Slots, read_slots, write_slot};
 use crate::error::{Error, Kind, Result};
 use crate::format::{Holder, LayerId, Parent, Place, Superblock};
 use crate::journal::{Journal, JournalStart, LeftOut, Replay, Scan, replay, scan};
@@ -234,6 +234,23 @@ pub async fn sync_sealed<F: File>(file: &F, path: &Path) -> Result<()> {
         file.sync_data().await.result.map_err(|e| Error::io("fdatasync", e).at(path))?;
     }
     Ok(())
+}
+
+/// Writes the twin of a sealed superblock that is durable, if whoever sealed the layer died before it was whole. A file
+/// that may not be written, or that others read, is left alone: its seal has gone further, or its twin can wait.
+pub async fn finish_seal<S: Storage>(storage: &S, path: &Path) -> Result<()> {
+    let how = OpenHow { write: true, direct: true, regular_only: true };
+    let Ok(file) = storage.open(path, how) else { return Ok(()) };
+    if !file.try_lock(Lock::Exclusive).map_err(|e| Error::io("lock", e).at(path))? {
+        return Ok(());
+    }
+    let Slots { newest: mut sb, older, .. } = read_slots(&file, path).await?;
+    if sb.sealed.is_none() || older.is_some_and(|older| older.sealed.is_some()) {
+        return Ok(());
+    }
+    sb.generation += 1;
+    write_slot(&file, &sb).await.map_err(|e| e.at(path))?;
+    sync_sealed(&file, path).await
 }
 
 fn writable(sb: &Superblock, path: &Path) -> Result<()> {

@@ -12,6 +12,8 @@ use crate::units::{BLOCK, BLOCK_SIZE, PBlock};
 pub struct Slots {
     /// The valid one with the higher generation.
     pub newest: Superblock,
+    /// The other one, if it verifies.
+    pub older: Option<Superblock>,
     /// Both verify. Otherwise one was torn by a crash, or is damaged; the journal tells which.
     pub both_valid: bool,
     /// What is wrong with the other slot.
@@ -42,23 +44,27 @@ pub async fn read_slots<F: File>(file: &F, path: &Path) -> Result<Slots> {
     let (first, second) = bytes.split_at(BLOCK_SIZE);
     let slots = [Superblock::decode(first, PBlock(0)), Superblock::decode(second, PBlock(1))];
     match slots {
-        [Ok(a), Ok(b)]
-            if a.layer != b.layer && a.inode == b.inode && a.generation.abs_diff(b.generation) != 1 =>
-        {
+        [Ok(a), Ok(b)] if a.layer != b.layer && !renamed(&a, &b) => {
             Err(Error::corrupt("superblock: the two slots belong to different layers").at(path))
         }
         [Ok(a), Ok(b)] => {
-            let newest = if a.generation > b.generation { a } else { b };
-            Ok(Slots { newest, both_valid: true, damage: None })
+            let (newest, older) = if a.generation > b.generation { (a, b) } else { (b, a) };
+            Ok(Slots { newest, older: Some(older), both_valid: true, damage: None })
         }
         // A later format is refused whole: its other slot may be older and look like ours.
         [Err(e), _] | [_, Err(e)] if e.kind() == Kind::Unsupported => Err(e.at(path)),
         [Ok(newest), Err(e)] | [Err(e), Ok(newest)] => {
-            Ok(Slots { newest, both_valid: false, damage: Some(e.at(path)) })
+            Ok(Slots { newest, older: None, both_valid: false, damage: Some(e.at(path)) })
         }
         [Err(e), Err(_)] if bytes.starts_with(b"COWD") => Err(e.at(path)),
         [Err(_), Err(_)] => Err(Error::corrupt("not a cowdisk layer: no valid superblock").at(path)),
     }
+}
+
+/// True if one superblock may be the other's next with a new layer id: of the same file, one generation on. Anything
+/// else is one that was written to the wrong file.
+fn renamed(a: &Superblock, b: &Superblock) -> bool {
+    a.generation.abs_diff(b.generation) == 1 && a.created_ns == b.created_ns
 }
 
 /// Writes the slot of `sb.generation`; not durable before the next sync.

@@ -108,11 +108,25 @@ fn superblock_slots() {
 }
 
 #[test]
-fn a_damaged_newest_superblock_is_no_torn_one() {
+fn a_damaged_newest_superblock_has_a_twin() {
     let (dir, path) = image();
-    // Open for writing: the ring then holds blocks of the newest generation.
     change(&path, &[Change::Write(5, 2, 3)], End::Killed);
     let newest = superblock(&path).generation;
+    overwrite(&path, newest % 2 * BLOCK + 200, b"xyz");
+    let (code, findings) = found(dir.path(), &["vm.cow"]);
+    assert_eq!((code, findings[0].as_str()), (3, "superblock_slot"));
+    run(dir.path(), ["snapshot", "vm.cow@s1"]).ok();
+    assert_eq!(found(dir.path(), &["vm.cow", "--chain", "--data"]), (0, vec![]));
+}
+
+#[test]
+fn an_older_superblock_is_no_torn_one() {
+    let (dir, path) = image();
+    let older = fs::read(&path).unwrap()[..8192].to_vec();
+    // Open for writing: the ring then holds blocks of a higher epoch.
+    change(&path, &[Change::Write(5, 2, 3)], End::Killed);
+    let newest = superblock(&path).generation;
+    overwrite(&path, 0, &older);
     overwrite(&path, newest % 2 * BLOCK + 200, b"xyz");
     assert_eq!(found(dir.path(), &["vm.cow"]).0, 2);
     run(dir.path(), ["snapshot", "vm.cow@s1"]).fails(1, "the newest superblock is damaged");
