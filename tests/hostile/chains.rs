@@ -73,7 +73,7 @@ pub(crate) fn cases() -> Vec<Case> {
             });
         })
         .on(&[InfoChain, InfoFiles], &[0], &[])
-        .on(&[CheckAll], &[3], &["parent_unsealed"]),
+        .on(&[CheckAll], &[2], &["parent_changed"]),
         refused("a layer of a later version", &["b.cow", "incompatible features 9"], |[_, b]| {
             edit(&b.0, |sb| sb.incompat = 1 << 9);
         }),

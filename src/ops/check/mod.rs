@@ -12,6 +12,7 @@ pub use findings::{Code, Finding, Findings, Severity, Status};
 
 use super::walk::{Below, Link, parent_of};
 use crate::error::{Error, Kind, Result};
+use crate::format::Parent;
 use crate::storage::Storage;
 
 /// What to check.
@@ -75,7 +76,12 @@ async fn below<S: Storage>(
     match parent_of(storage, child, search, seen).await {
         Ok(Below::Nothing | Below::Base(_)) => None,
         Ok(Below::Layer(parent)) => {
-            if parent.sb.sealed.is_none() {
+            // Its root is recorded once it is sealed: then no open will seal it, and none goes through.
+            let was_sealed = matches!(child.sb.parent, Parent::Layer { root_crc: Some(_), .. });
+            if parent.sb.sealed.is_none() && was_sealed {
+                let text = "the parent is not sealed any more: its newest superblock is lost";
+                findings.add(Finding::new(Code::ParentChanged, &parent.path, text));
+            } else if parent.sb.sealed.is_none() {
                 let text = "the parent is not sealed: a snapshot was broken off, the next open for writing finishes it";
                 findings.add(Finding::new(Code::ParentUnsealed, &parent.path, text));
             }
