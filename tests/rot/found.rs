@@ -1,0 +1,97 @@
+//! Damage that was not found once.
+
+use cowdisk::ops::{CheckOptions, Status, check};
+use cowdisk::storage::sim::{Crash, SimDisk};
+
+use crate::judge::{Outcome, judge};
+use crate::reference::{End, Reference, scripts, snapshot_itself};
+use crate::script::{HEAD, SNAPSHOT, superblock};
+
+fn quiet(name: &str) -> Reference {
+    Reference::new(name, &scripts()[name], End::Quiet)
+}
+
+fn copy(reference: &Reference) -> SimDisk {
+    reference.disk.crash(Crash::ProcessDeath, 0)
+}
+
+/// The slot of the newest superblock of a file.
+fn newest_slot(reference: &Reference, path: &str) -> u64 {
+    superblock(&reference.disk.read_file(path).unwrap()).unwrap().generation % 2
+}
+
+/// Older versions of a slot. The write that opened the image was lost: the older slot says that it was closed, so that
+/// the ring was not looked at.
+#[test]
+fn a_lost_superblock_of_an_opening_is_no_older_image() {
+    let image = quiet("reopened");
+    for slot in 0..2 {
+        for older in &image.layers[0].blocks[slot as usize].older {
+            let disk = copy(&image);
+            disk.replace_block(HEAD, slot, older);
+            assert_eq!(judge(&image, &disk), Ok(Outcome::Unharmed));
+        }
+    }
+}
+
+/// The ring of a sealed layer is given back: the unsealed superblock of the other slot would show an older state.
+#[test]
+fn a_flipped_bit_of_a_sealed_superblock_is_no_older_snapshot() {
+    let image = snapshot_itself();
+    for slot in 0..2 {
+        let disk = copy(&image);
+        disk.flip_bit(SNAPSHOT, slot * 4096 * 8 + 999);
+        assert_eq!(judge(&image, &disk), Ok(Outcome::Unharmed));
+    }
+}
+
+/// One damage takes the newest superblock and the records that would lead to it from the older one.
+#[test]
+fn a_superblock_swapped_with_a_journal_block_is_no_older_image() {
+    let image = quiet("overlay");
+    let slot = newest_slot(&image, HEAD);
+    for ring_block in 2..12 {
+        let disk = copy(&image);
+        disk.swap_blocks(HEAD, slot, ring_block);
+        assert_eq!(judge(&image, &disk), Ok(Outcome::Unharmed));
+    }
+}
+
+/// A superblock of one layer of a disk was written to the file of the other.
+#[test]
+fn a_superblock_of_another_layer_is_refused() {
+    let image = quiet("snapshot, not closed");
+    for (from, to) in [(HEAD, SNAPSHOT), (SNAPSHOT, HEAD)] {
+        let foreign = image.disk.read_file(from).unwrap();
+        for slot in 0..2 {
+            let disk = copy(&image);
+            let block = foreign[slot * 4096..][..4096].try_into().unwrap();
+            disk.replace_block(to, slot as u64, block);
+            let outcome = judge(&image, &disk);
+            assert!(matches!(outcome, Ok(Outcome::Refused | Outcome::Unharmed)), "{outcome:?}");
+        }
+    }
+}
+
+#[test]
+fn check_finds_a_parent_that_is_not_sealed_any_more() {
+    let image = quiet("snapshot");
+    let disk = copy(&image);
+    let unsealed = |block: &&Box<[u8; 4096]>| {
+        let sb = superblock(&[&block[..], &[0; 4096]].concat());
+        let sb = sb.or_else(|| superblock(&[&[0; 4096], &block[..]].concat()));
+        sb.is_some_and(|sb| sb.sealed.is_none() && sb.layer == sealed_layer(&image))
+    };
+    let snapshot = image.layers.iter().find(|layer| layer.path == SNAPSHOT).unwrap();
+    for slot in 0..2 {
+        let older = snapshot.blocks[slot as usize].older.iter().rfind(unsealed).unwrap();
+        disk.replace_block(SNAPSHOT, slot, older);
+    }
+    let options = CheckOptions { chain: true, ..CheckOptions::default() };
+    let report = disk.block_on(check(&disk, HEAD.as_ref(), &options)).unwrap();
+    assert_eq!(report.status, Status::Corrupt);
+}
+
+fn sealed_layer(image: &Reference) -> cowdisk::format::LayerId {
+    superblock(&image.disk.read_file(SNAPSHOT).unwrap()).unwrap().layer
+}
