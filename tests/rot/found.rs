@@ -77,14 +77,14 @@ fn a_superblock_of_another_layer_is_refused() {
 fn check_finds_a_parent_that_is_not_sealed_any_more() {
     let image = quiet("snapshot");
     let disk = copy(&image);
-    let unsealed = |block: &&Box<[u8; 4096]>| {
+    let unsealed = |block: &&[u8; 4096]| {
         let sb = superblock(&[&block[..], &[0; 4096]].concat());
         let sb = sb.or_else(|| superblock(&[&[0; 4096], &block[..]].concat()));
         sb.is_some_and(|sb| sb.sealed.is_none() && sb.layer == sealed_layer(&image))
     };
     let snapshot = image.layers.iter().find(|layer| layer.path == SNAPSHOT).unwrap();
     for slot in 0..2 {
-        let older = snapshot.blocks[slot as usize].older.iter().rfind(unsealed).unwrap();
+        let older = snapshot.blocks[slot as usize].older.iter().map(|b| &**b).rfind(unsealed).unwrap();
         disk.replace_block(SNAPSHOT, slot, older);
     }
     let options = CheckOptions { chain: true, ..CheckOptions::default() };
