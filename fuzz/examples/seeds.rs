@@ -1,5 +1,5 @@
 //! Writes the seed corpora to `fuzz/seeds/TARGET/`: inputs drawn at random of which each came to something that none
-//! before it did, and streams of clients. Always the same.
+//! before it did, and streams of clients. Always the same. What runs have found stays beside them.
 //!
 //!     cargo run --release --manifest-path fuzz/Cargo.toml --example seeds
 
@@ -53,7 +53,6 @@ fn main() -> std::io::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
     for (target, seeds) in all {
         let dir = root.join(target);
-        let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir)?;
         for (number, bytes) in seeds.iter().enumerate() {
             fs::write(dir.join(format!("{number:03}")), bytes)?;
