@@ -1,10 +1,12 @@
 //! Damage that was not found once.
 
+use cowdisk::format::Area;
 use cowdisk::ops::{CheckOptions, Status, check};
 use cowdisk::storage::sim::{Crash, SimDisk};
+use cowdisk::units::PBlock;
 
 use crate::judge::{Outcome, judge};
-use crate::reference::{End, Reference, scripts, snapshot_itself};
+use crate::reference::{End, Reference, scripts};
 use crate::script::{HEAD, SNAPSHOT, superblock};
 
 fn quiet(name: &str) -> Reference {
@@ -34,10 +36,11 @@ fn a_lost_superblock_of_an_opening_is_no_older_image() {
     }
 }
 
-/// The ring of a sealed layer is given back: the unsealed superblock of the other slot would show an older state.
+/// Without it, the other slot said that the layer was not sealed: no child of it could be opened, and `check` took it for
+/// a snapshot that the next open would finish.
 #[test]
-fn a_flipped_bit_of_a_sealed_superblock_is_no_older_snapshot() {
-    let image = snapshot_itself();
+fn a_flipped_bit_of_a_sealed_superblock_keeps_the_chain_readable() {
+    let image = quiet("snapshot");
     for slot in 0..2 {
         let disk = copy(&image);
         disk.flip_bit(SNAPSHOT, slot * 4096 * 8 + 999);
@@ -73,25 +76,19 @@ fn a_superblock_of_another_layer_is_refused() {
     }
 }
 
+/// It has the layer id and the root that its child names, so that nothing else tells.
 #[test]
 fn check_finds_a_parent_that_is_not_sealed_any_more() {
     let image = quiet("snapshot");
     let disk = copy(&image);
-    let unsealed = |block: &&[u8; 4096]| {
-        let sb = superblock(&[&block[..], &[0; 4096]].concat());
-        let sb = sb.or_else(|| superblock(&[&[0; 4096], &block[..]].concat()));
-        sb.is_some_and(|sb| sb.sealed.is_none() && sb.layer == sealed_layer(&image))
-    };
-    let snapshot = image.layers.iter().find(|layer| layer.path == SNAPSHOT).unwrap();
-    for slot in 0..2 {
-        let older = snapshot.blocks[slot as usize].older.iter().map(|b| &**b).rfind(unsealed).unwrap();
-        disk.replace_block(SNAPSHOT, slot, older);
+    let mut sb = superblock(&disk.read_file(SNAPSHOT).unwrap()).unwrap();
+    sb.sealed = None;
+    sb.areas = vec![Area { first: PBlock(2), blocks: sb.block_area.0 - 2 }];
+    for _ in 0..2 {
+        sb.generation += 1;
+        disk.replace_block(SNAPSHOT, sb.generation % 2, &sb.encode().unwrap());
     }
     let options = CheckOptions { chain: true, ..CheckOptions::default() };
     let report = disk.block_on(check(&disk, HEAD.as_ref(), &options)).unwrap();
     assert_eq!(report.status, Status::Corrupt);
-}
-
-fn sealed_layer(image: &Reference) -> cowdisk::format::LayerId {
-    superblock(&image.disk.read_file(SNAPSHOT).unwrap()).unwrap().layer
 }

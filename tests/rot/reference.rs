@@ -225,7 +225,7 @@ pub fn references() -> Vec<Reference> {
 }
 
 /// The snapshot's file, opened by itself.
-pub fn snapshot_itself() -> Reference {
+fn snapshot_itself() -> Reference {
     let mut direct = Reference::new("snapshot itself", &scripts()["snapshot"], End::Quiet);
     direct.image = SNAPSHOT;
     direct.layers.retain(|layer| layer.path == SNAPSHOT);
