@@ -244,9 +244,10 @@ impl History {
         self.judge_snapshots(&found.snapshots, now)
     }
 
-    /// A request is there as a whole or not at all.
+    /// A request is there as a whole or not at all. Of one that failed a part may be hidden by a later, unaligned one,
+    /// which put the old bytes that it read around its own.
     fn judge_atomic(&self, judge: &Judge<'_>, disk: &[Seen]) -> Result<(), String> {
-        let whole = |c: &&Change| !c.split && !c.zero && c.issued <= judge.now;
+        let whole = |c: &&Change| !c.split && !c.zero && !c.failed && c.issued <= judge.now;
         for (id, c) in self.changes.iter().enumerate().filter(|(_, c)| whole(c)) {
             let range = c.first..c.first + c.sectors;
             if !disk[range.clone()].contains(&Seen::Change(id as u32)) {
