@@ -109,7 +109,7 @@ impl Client {
                 let issued = self.history.borrow_mut().tick();
                 let buf = IoBuf::zeroed(sectors * SECTOR);
                 self.queue.read(bytes(first), buf.clone()).await.expect(done);
-                let judged = self.history.borrow().judge_read(first, &buf.to_vec(), issued);
+                let judged = self.history.borrow_mut().judge_read(first, &buf.to_vec(), issued);
                 judged.unwrap_or_else(|e| panic!("read: {e}"));
             }
             Op::Flush => {
