@@ -10,8 +10,8 @@ use crate::units::Seq;
 /// A sync did not happen.
 #[derive(Debug)]
 pub enum SyncFailed {
-    /// A record it would have to cover has failed: a checkpoint must settle it first (W4).
-    NeedsCheckpoint,
+    /// A record up to this number, which it would have covered, has failed: a checkpoint must settle it first (W4).
+    NeedsCheckpoint(Seq),
     /// The layer is poisoned.
     Poisoned(Error),
 }
@@ -41,7 +41,8 @@ impl<F: File> Journal<F> {
             match self.sync(need, |s| s.acked, false).await {
                 Ok(()) => return Ok(()),
                 Err(SyncFailed::Poisoned(e)) => return Err(e),
-                Err(SyncFailed::NeedsCheckpoint) => self.failures_settled(need).await?,
+                // Up to the target, which may be above `need`: the next turn would meet the same failure at once.
+                Err(SyncFailed::NeedsCheckpoint(target)) => self.failures_settled(target).await?,
             }
         }
     }
@@ -52,7 +53,7 @@ impl<F: File> Journal<F> {
         match self.sync(Seq(u64::MAX), |_| cut, true).await {
             Ok(()) => Ok(()),
             Err(SyncFailed::Poisoned(e)) => Err(e),
-            Err(SyncFailed::NeedsCheckpoint) => unreachable!("a checkpoint settles failures itself"),
+            Err(SyncFailed::NeedsCheckpoint(_)) => unreachable!("a checkpoint settles failures itself"),
         }
     }
 
@@ -90,13 +91,13 @@ impl<F: File> Journal<F> {
         }
     }
 
-    async fn failures_settled(&self, need: Seq) -> Result<()> {
+    async fn failures_settled(&self, target: Seq) -> Result<()> {
         let seen = self.state.with(|s| s.checkpoints.begun);
         self.want_checkpoint();
         self.state
             .wait(|s| match s.check_alive() {
                 Err(e) => Some(Err(e)),
-                Ok(()) if s.failed.iter().all(|f| *f > need) => Some(Ok(())),
+                Ok(()) if s.failed.iter().all(|f| *f > target) => Some(Ok(())),
                 Ok(()) => s.checkpoints.broke_off_since(seen).map(Err),
             })
             .await
@@ -133,7 +134,7 @@ fn may_start(s: &mut State, target: Seq, checkpoint: bool) -> Option<Result<(), 
         return None;
     }
     if !checkpoint && s.failed.iter().any(|f| *f <= target) {
-        return Some(Err(SyncFailed::NeedsCheckpoint));
+        return Some(Err(SyncFailed::NeedsCheckpoint(target)));
     }
     let ready = if checkpoint { s.settled_or_failed(target) } else { s.all_settled(target) };
     ready.then(|| {

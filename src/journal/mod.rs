@@ -12,3 +12,6 @@ pub use commit::SyncFailed;
 pub use lanes::{Formed, Lanes};
 pub use replay::{LeftOut, Replay, Scan, replay, scan};
 pub use state::{Freeze, Journal, JournalStart, JournalStats, NotFormed};
+
+#[cfg(all(test, feature = "sim"))]
+mod tests;

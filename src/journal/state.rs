@@ -348,7 +348,8 @@ impl<F> Journal<F> {
                 s.forget_unsettled(seq);
             }
             s.sb_generation = generation;
-            s.checkpoint_wanted = s.ring.wants_checkpoint();
+            // A record that failed behind the cut waits for the next one: its wish may have come while this one ran.
+            s.checkpoint_wanted = s.ring.wants_checkpoint() || !s.failed.is_empty();
             s.set_durable(cut);
             s.evidence = s.evidence.max(cut);
         });
