@@ -11,6 +11,7 @@ pub mod limits;
 pub mod map;
 pub mod rules;
 pub mod space;
+pub mod sync;
 pub mod units;
 
 pub mod chain;

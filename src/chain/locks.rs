@@ -35,20 +35,20 @@ struct Table {
 
 /// The locks of one image.
 #[derive(Debug, Default)]
-pub(super) struct RangeLocks {
+pub struct RangeLocks {
     table: Monitor<Table>,
 }
 
 /// A held lock.
 #[derive(Debug)]
-pub(super) struct RangeLock<'a> {
+pub struct RangeLock<'a> {
     locks: &'a RangeLocks,
     key: usize,
 }
 
 impl RangeLocks {
     /// Locks `blocks`, alone or shared.
-    pub(super) async fn lock(&self, blocks: Range<VBlock>, exclusive: bool) -> RangeLock<'_> {
+    pub async fn lock(&self, blocks: Range<VBlock>, exclusive: bool) -> RangeLock<'_> {
         let key = self.table.with(|t| {
             let ticket = t.next_ticket;
             t.next_ticket += 1;

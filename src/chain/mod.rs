@@ -15,6 +15,8 @@ mod write;
 pub use base::{Base, describe_raw, open_base, sample};
 pub use image::{ChainLayer, Counters, Image, OpCounts};
 pub use leftovers::{Leftovers, find_leftovers};
+#[cfg(feature = "shuttle")]
+pub use locks::{RangeLock, RangeLocks};
 pub use names::{SnapshotName, image_file, is_temporary, snapshot_path, split_name, temporary_path};
 pub use open::{
     Access, OpenOptions, OpenReport, find_foreign, find_parent, hints_between, open_chain, open_over,

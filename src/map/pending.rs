@@ -6,15 +6,15 @@
 //! range map beside them.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use super::ranges::ZeroRanges;
 use crate::format::Place;
 use crate::rules::{self, Rule};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::units::{PBlock, SPAN_BLOCKS, Seq, Span, VBlock};
 
 const SHARDS: usize = 64;

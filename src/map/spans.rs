@@ -1,15 +1,15 @@
 //! The span cache: what a chain holds below the head's pending map, resolved once per 512 KiB.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use rustc_hash::FxBuildHasher;
 
 use super::nodes::LayerTag;
 use crate::rules::{self, Rule};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::units::{PBlock, Span};
 
 const SHARDS: usize = 64;

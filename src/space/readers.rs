@@ -4,7 +4,8 @@
 //! so what was freed in epoch `e` is out of every reader's sight at epoch `e + 2`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// The counters; clones share them.
 #[derive(Clone, Debug, Default)]
