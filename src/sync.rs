@@ -11,6 +11,14 @@ pub use explored::Mutex;
 #[cfg(feature = "shuttle")]
 pub use shuttle::sync::atomic;
 
+/// Stands in front of something that the explorer does not know, where another thread may come in between.
+#[cfg(not(feature = "shuttle"))]
+#[inline(always)]
+pub fn pause() {}
+
+#[cfg(feature = "shuttle")]
+pub use shuttle::thread::yield_now as pause;
+
 #[cfg(feature = "shuttle")]
 mod explored {
     use shuttle::sync::MutexGuard;

@@ -97,6 +97,7 @@ impl SpanCache {
         let _ordered = self.fills[(span.0 % SHARDS as u64) as usize].lock();
         // Under the span's lock: either this fill sees the new generation, or the drop that follows it sees the fill.
         if self.generation() == generation || !rules::holds(Rule::CacheFill) {
+            crate::sync::pause();
             self.cache.insert(span.0, runs);
         }
     }

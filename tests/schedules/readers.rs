@@ -1,12 +1,16 @@
 //! `space::Readers` and `Limbo` (rule R): a block that a reader has looked up is not written again before it has read it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 
 use cowdisk::map::Freed;
 use cowdisk::rules::Rule;
 use cowdisk::space::{Readers, Reserve, Space, SpaceOptions};
 use cowdisk::sync::Mutex;
+use cowdisk::sync::atomic::AtomicU64 as Step;
 use cowdisk::units::{PBlock, Seq};
 use shuttle::thread;
 
@@ -96,6 +100,37 @@ fn readers_hold_blocks_back() {
     assert_eq!((stats.limbo_blocks, stats.file_blocks - stats.free_blocks), (0, 1));
 }
 
+/// The epochs alone: one block is replaced, and used again as soon as they allow it, while others move them on.
+fn the_epoch_waits_for_readers() {
+    let readers = Readers::default();
+    let replaced = Arc::new(Step::new(0));
+    let reused = Arc::new(Step::new(0));
+    let others = readers.clone();
+    let mut threads = vec![thread::spawn(move || {
+        (0..2).for_each(|_| {
+            others.advance();
+        })
+    })];
+    for _ in 0..2 {
+        let (readers, replaced, reused) = (readers.clone(), replaced.clone(), reused.clone());
+        threads.push(thread::spawn(move || {
+            let guard = readers.enter();
+            if replaced.load(SeqCst) == 0 {
+                thread::yield_now();
+                assert_eq!(reused.load(SeqCst), 0, "the block was used again under a reader");
+            }
+            drop(guard);
+        }));
+    }
+    readers.advance();
+    replaced.store(1, SeqCst);
+    let epoch = readers.epoch();
+    if (0..3).any(|_| readers.advance() >= epoch + 2) {
+        reused.store(1, SeqCst);
+    }
+    threads.into_iter().for_each(|t| t.join().unwrap());
+}
+
 /// Two writers race to free blocks, so that limbo holds numbers out of order; a commit makes evidence of them bit by bit.
 fn evidence_holds_blocks_back() {
     let disk = Arc::new(Disk::new());
@@ -126,6 +161,7 @@ fn evidence_holds_blocks_back() {
 
 #[test]
 fn a_block_is_not_used_again_under_a_reader() {
+    explore("readers", 20_000, the_epoch_waits_for_readers);
     explore("readers and limbo", 5000, readers_hold_blocks_back);
     notices("readers and limbo", Rule::Readers, 5000, readers_hold_blocks_back);
 }
