@@ -28,7 +28,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, FailurePersistence, Runner};
 
 /// Preemptions of a schedule in the second half of the runs.
-const PREEMPTIONS: usize = 3;
+const PREEMPTIONS: usize = 5;
 
 fn run(scheduler: impl Scheduler + 'static, quiet: bool, test: fn()) -> usize {
     let mut config = Config::new();
