@@ -13,5 +13,5 @@ pub use lanes::{Formed, Lanes};
 pub use replay::{LeftOut, Replay, Scan, replay, scan};
 pub use state::{Freeze, Journal, JournalStart, JournalStats, NotFormed};
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(test)]
 mod tests;

@@ -3,11 +3,7 @@
 //!
 //! The work is bounded by requests, not by time: `COWDISK_STRESS_REQUESTS` of each task in each of the lives.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test fails by panicking, and prints its counts"
-)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod disk;
 mod history;
