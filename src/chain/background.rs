@@ -29,7 +29,7 @@ impl<S: Storage> Image<S> {
     /// nor recovery grows without end; folds the journal when the image is idle; gives free space back.
     ///
     /// # Errors
-    /// The layer is poisoned.
+    /// The layer is poisoned, or a checkpoint broke off that a commit needs.
     pub async fn tick(&self) -> Result<()> {
         let Some(head) = &self.head else { return Ok(()) };
         let acked = head.journal.acked();

@@ -10,8 +10,8 @@ use super::names::image_file;
 use crate::error::{Error, Kind, Result, printable};
 use crate::format::{Holder, LayerId, Parent, PathHints, Sealed, Superblock};
 use crate::layer::{
-    Caches, Head, LOCK_STEP, LOCK_WAIT, LayerReader, LockedLayer, Opened, Recovery, finish_seal, lock_head,
-    open_read_only, read_slots, recover_head, sync_sealed,
+    Caches, Head, LayerReader, LockedLayer, Opened, Recovery, finish_seal, lock_head, open_read_only,
+    read_slots, recover_head, sync_sealed, while_dying,
 };
 use crate::limits::{DEFAULT_CACHE_BYTES, MAX_CHAIN, MAX_PATH_BYTES};
 use crate::map::LayerTag;
@@ -300,16 +300,16 @@ async fn open_layer<S: Storage>(
 /// Takes a shared lock on a parent. A sealed layer names no holder: who has its lock is sealing it just now, or has died
 /// over that and keeps the lock until the last write has landed. That is waited for, bounded.
 async fn lock_parent<S: Storage>(storage: &S, file: &S::File, path: &Path) -> Result<()> {
-    for _ in 0..LOCK_WAIT.as_millis() / LOCK_STEP.as_millis() {
+    let locked = while_dying(storage, async || {
         if file.try_lock(Lock::Shared).map_err(|e| Error::io("lock", e).at(path))? {
-            return Ok(());
+            return Ok(Some(true));
         }
-        if read_slots(file, path).await?.newest.sealed.is_none() {
-            break;
-        }
-        storage.pause(LOCK_STEP).await;
+        Ok(read_slots(file, path).await?.newest.sealed.is_none().then_some(false))
+    });
+    match locked.await? {
+        Some(true) => Ok(()),
+        _ => Err(Error::new(Kind::InUse, "the parent is being changed by another process").at(path)),
     }
-    Err(Error::new(Kind::InUse, "the parent is being changed by another process").at(path))
 }
 
 /// Finds the layer `id` that `child` stands on: at the recorded places, beside the child, in `search`.

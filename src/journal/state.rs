@@ -203,8 +203,9 @@ impl<F> Journal<F> {
         self.state.with(|s| s.next = s.next.next());
     }
 
-    /// The half of the pending map that the next record belongs to.
-    pub fn freeze_slot(&self) -> Slot {
+    /// The half of the pending map that a record formed now would belong to: for a freeze by time, as K forbids it.
+    #[cfg(feature = "sim")]
+    pub fn slot_now(&self) -> Slot {
         self.state.with(|s| s.slot)
     }
 

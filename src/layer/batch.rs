@@ -199,10 +199,9 @@ impl<S: Storage> Head<S> {
             }
         };
         let data = self.move_bytes(queue, batch, formed).await;
-        let (seq, mut slot) = data.0;
-        if !rules::holds(Rule::FreezeByNumber) {
-            slot = self.journal.freeze_slot();
-        }
+        let (seq, slot) = data.0;
+        #[cfg(feature = "sim")]
+        let slot = if rules::holds(Rule::FreezeByNumber) { slot } else { self.journal.slot_now() };
         if let Err(e) = data.1 {
             return Err(e.at(self.path()));
         }

@@ -13,8 +13,8 @@ pub use checkpoint::Finish;
 pub use create::{NewLayer, create};
 pub use head::{Head, HeadStats};
 pub use open::{
-    LOCK_STEP, LOCK_WAIT, LockedLayer, Opened, Recovery, finish_seal, install, lock_head, open_read_only,
-    recover_head, sync_sealed,
+    LockedLayer, Opened, Recovery, finish_seal, install, lock_head, open_read_only, recover_head,
+    sync_sealed, while_dying,
 };
 pub use reader::{Caches, LayerReader};
 pub use slots::{Slots, read_slots, write_slot};

@@ -21,9 +21,8 @@ use crate::units::{PBlock, blocks_for};
 /// Times the path is opened again because it named another file by the time the lock was held.
 const MAX_REOPENS: u32 = 16;
 /// A dying daemon keeps the lock until its last write has landed: waited for this long, in steps.
-pub const LOCK_WAIT: Duration = Duration::from_secs(15);
-/// See [`LOCK_WAIT`].
-pub const LOCK_STEP: Duration = Duration::from_millis(20);
+const LOCK_WAIT: Duration = Duration::from_secs(15);
+const LOCK_STEP: Duration = Duration::from_millis(20);
 
 /// What recovery did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,17 +57,33 @@ async fn lock_exclusive<S: Storage>(
     path: &Path,
     holder_lives: impl AsyncFn() -> Option<String>,
 ) -> Result<()> {
-    let steps = LOCK_WAIT.as_millis() / LOCK_STEP.as_millis();
-    for _ in 0..steps {
+    let taken = while_dying(storage, async || {
         if file.try_lock(Lock::Exclusive).map_err(|e| Error::io("lock", e).at(path))? {
-            return Ok(());
+            return Ok(Some(()));
         }
-        if let Some(who) = holder_lives().await {
-            return Err(Error::new(Kind::InUse, format!("in use by {who}")).at(path));
+        match holder_lives().await {
+            Some(who) => Err(Error::new(Kind::InUse, format!("in use by {who}")).at(path)),
+            None => Ok(None),
+        }
+    });
+    taken.await?.ok_or_else(|| Error::new(Kind::InUse, "in use: its lock is held").at(path))
+}
+
+/// Asks `look` in steps until it has an answer, for as long as a dying process may keep its lock. `None`: it had none.
+///
+/// # Errors
+/// Those of `look`, at once.
+pub async fn while_dying<S: Storage, T>(
+    storage: &S,
+    mut look: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    for _ in 0..LOCK_WAIT.as_millis() / LOCK_STEP.as_millis() {
+        if let Some(answer) = look().await? {
+            return Ok(Some(answer));
         }
         storage.pause(LOCK_STEP).await;
     }
-    Err(Error::new(Kind::InUse, "in use: its lock is held").at(path))
+    Ok(None)
 }
 
 /// Names the process that a locked image says holds it, unless it is known to be gone.

@@ -21,7 +21,7 @@ use std::path::Path;
 
 use crate::error::{Error, Kind, Result, printable};
 use crate::format::Holder;
-use crate::layer::{LOCK_STEP, LOCK_WAIT, read_slots};
+use crate::layer::{read_slots, while_dying};
 use crate::storage::{File, Lock, OpenHow, Storage};
 
 /// Waits, bounded, while the writer's lock of the layer `path` is held for a process that is `gone`: the kernel releases
@@ -32,17 +32,14 @@ use crate::storage::{File, Lock, OpenHow, Storage};
 pub async fn settle<S: Storage>(storage: &S, path: &Path, gone: fn(&Holder) -> bool) -> Result<()> {
     let how = OpenHow { write: false, direct: false, regular_only: true };
     let file = storage.open(path, how).map_err(|e| Error::io("open", e).at(path))?;
-    for _ in 0..LOCK_WAIT.as_millis() / LOCK_STEP.as_millis() {
+    let settled = while_dying(storage, async || {
         if !file.is_locked(Lock::Shared).map_err(|e| Error::io("look at the lock", e).at(path))? {
-            break;
+            return Ok(Some(()));
         }
         let holder = read_slots(&file, path).await.ok().and_then(|s| s.newest.holder);
-        if !holder.is_some_and(|h| gone(&h)) {
-            break;
-        }
-        storage.pause(LOCK_STEP).await;
-    }
-    Ok(())
+        Ok((!holder.is_some_and(|h| gone(&h))).then_some(()))
+    });
+    settled.await.map(|_| ())
 }
 
 /// The error for a file whose lock somebody else holds: names the holder, if the file does.
