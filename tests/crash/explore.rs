@@ -265,7 +265,7 @@ fn recover(disk: &SimDisk, setup: Setup, seed: u64, label: &str) -> Observed {
 }
 
 fn read_once(disk: &SimDisk, setup: Setup, seed: u64, label: &str) -> Observed {
-    let history = Rc::new(RefCell::new(History::new(setup.sectors, setup.base)));
+    let history = setup.history();
     let bad = |e: &dyn std::fmt::Debug| -> ! { panic!("{label}: {e:?}") };
     let on = disk.clone();
     let main = async move {

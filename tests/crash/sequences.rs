@@ -1,12 +1,11 @@
 //! The workloads: every short sequence out of an alphabet, and long random ones on several queues.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 
 use cowdisk::storage::sim::{Executor, Rng, spawn};
 
 use crate::explore::{Counts, Effort, Explorer, in_parallel, mix};
-use crate::oracle::History;
 use crate::world::{Op, Setup, World, make};
 
 const ALPHABET: [Op; 12] = [
@@ -45,7 +44,7 @@ fn sequence(number: usize, len: u32) -> Vec<Step> {
 /// Runs the steps one after the other, crashing at every event.
 pub fn run_sequence(steps: &[Step], setup: Setup, seed: u64, effort: Effort, counts: &Counts) {
     let disk = make(setup);
-    let history = Rc::new(RefCell::new(History::new(setup.sectors, setup.base)));
+    let history = setup.history();
     let explorer = Explorer::new(&disk, seed, effort, setup, history.clone(), counts);
     let executor = Executor::new(&disk, seed);
     let finished = Rc::new(Cell::new(false));
@@ -86,7 +85,7 @@ pub fn run_mix(
     counts: &Counts,
 ) {
     let disk = make(setup);
-    let history = Rc::new(RefCell::new(History::new(setup.sectors, setup.base)));
+    let history = setup.history();
     let explorer = Explorer::new(&disk, seed, effort, setup, history.clone(), counts);
     let executor = Executor::new(&disk, seed);
     let finished = Rc::new(Cell::new(false));

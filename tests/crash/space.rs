@@ -1,14 +1,12 @@
 //! Space: what guests discard goes back to the host, what they overwrite is used again, also after an open.
 
-use std::cell::RefCell;
 use std::path::Path;
-use std::rc::Rc;
 
 use cowdisk::device::Queue;
 use cowdisk::storage::sim::{Executor, SimDisk};
 use cowdisk::storage::{IoBuf, Storage};
 
-use crate::oracle::{History, SECTOR};
+use crate::oracle::SECTOR;
 use crate::world::{IMAGE, Setup, World, make};
 
 const SETUP: Setup = Setup { sectors: 65536, base: 0 };
@@ -26,7 +24,7 @@ fn allocated(disk: &SimDisk) -> u64 {
 
 fn run<T>(seed: u64, work: impl AsyncFnOnce(SimDisk, World) -> T) -> T {
     let disk = make(SETUP);
-    let history = Rc::new(RefCell::new(History::new(SETUP.sectors, SETUP.base)));
+    let history = SETUP.history();
     let executor = Executor::new(&disk, seed);
     let on = disk.clone();
     executor.block_on(async move {

@@ -32,6 +32,13 @@ pub struct Setup {
     pub base: usize,
 }
 
+impl Setup {
+    /// The history of a disk that nobody has written to yet.
+    pub fn history(self) -> Rc<RefCell<History>> {
+        Rc::new(RefCell::new(History::new(self.sectors, self.base)))
+    }
+}
+
 /// One operation of a workload; positions in sectors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Op {
