@@ -59,11 +59,15 @@ pub enum Rule {
     AboveRecords,
     /// Snapshot: the directory is synced between the link and the rename.
     DirectorySync,
+    /// Snapshot: while the head is switched no record is formed, and those with a number are settled and committed.
+    Hold,
+    /// Snapshot: the block locks survive the switch.
+    LocksSurvive,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 26] = [
+    pub const ALL: [Rule; 28] = [
         Rule::Reserve,
         Rule::Numbers,
         Rule::Locks,
@@ -90,6 +94,8 @@ impl Rule {
         Rule::ReadErrors,
         Rule::AboveRecords,
         Rule::DirectorySync,
+        Rule::Hold,
+        Rule::LocksSurvive,
     ];
 }
 

@@ -51,7 +51,7 @@ pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
                 ControlFlow::Continue(())
             }
         };
-        ops::map(&image, list).await?;
+        ops::map(&image.chain(), list).await?;
         printed?;
         lister.end()
     })?;

@@ -31,7 +31,8 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// The layer is poisoned, or a checkpoint broke off that a commit needs.
     pub async fn tick(&self) -> Result<()> {
-        let Some(head) = &self.head else { return Ok(()) };
+        let Some(head) = self.head() else { return Ok(()) };
+        let sealing = self.retry_seal();
         let acked = head.journal.acked();
         let last = self.background.last_acked.swap(acked.0, Ordering::Relaxed);
         let idle = if last == acked.0 { self.background.idle.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
@@ -41,7 +42,8 @@ impl<S: Storage> Image<S> {
         if head.pending.entries() > MAX_PENDING {
             head.journal.want_checkpoint();
         }
-        if idle < IDLE_TICKS {
+        // No checkpoint can be made before the seal.
+        if idle < IDLE_TICKS || sealing {
             let stats = head.space.stats();
             let live = stats.file_blocks.saturating_sub(stats.free_blocks + stats.punched_blocks);
             head.punch(live.max(KEEP_FREE), PUNCH_BUSY).await;
@@ -59,23 +61,17 @@ impl<S: Storage> Image<S> {
 
     /// Runs checkpoints as they are wanted, for ever.
     pub async fn run_checkpoints(&self) {
-        if let Some(head) = &self.head {
-            head.run_checkpoints().await;
-        }
+        self.for_each_head(async |head| head.run_checkpoints().await).await;
     }
 
     /// Grows the file as it is needed, for ever.
     pub async fn run_growth(&self) {
-        if let Some(head) = &self.head {
-            head.run_growth().await;
-        }
+        self.for_each_head(async |head| head.run_growth().await).await;
     }
 
     /// Grows the journal's reserved part as it is needed, for ever.
     pub async fn run_ring_growth(&self) {
-        if let Some(head) = &self.head {
-            head.run_ring_growth().await;
-        }
+        self.for_each_head(async |head| head.run_ring_growth().await).await;
     }
 
     /// Finds the free blocks of the file, once.
@@ -83,7 +79,7 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// A tree node cannot be read: the file then grows instead.
     pub async fn find_holes(&self) -> Result<()> {
-        match &self.head {
+        match self.head() {
             Some(head) => head.find_holes().await,
             None => Ok(()),
         }

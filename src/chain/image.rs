@@ -1,38 +1,27 @@
 //! The open image.
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use super::base::Base;
+use super::layers::{Chain, ChainLayer};
 use super::locks::RangeLocks;
 use crate::device::{Errno, Geometry};
 use crate::error::{Error, Result};
 use crate::format::Superblock;
-use crate::layer::{Caches, Head, LayerReader};
-use crate::map::{LayerTag, PendingMap};
-use crate::space::Readers;
+use crate::layer::{Caches, Head};
+#[cfg(feature = "sim")]
+use crate::rules::{self, Rule};
+use crate::space::{Readers, SpaceOptions};
 use crate::storage::Storage;
-use crate::units::BLOCK_SIZE;
 
 /// Errors kept for `status`.
 const KEPT_ERRORS: usize = 16;
-
-/// A layer in an open chain.
-#[derive(Debug)]
-pub struct ChainLayer<F> {
-    /// Its file and tree.
-    pub reader: Arc<LayerReader<F>>,
-    /// Its superblock when it was opened.
-    pub sb: Superblock,
-    /// Size of the disk that it holds, in bytes.
-    pub size: u64,
-    /// What its journal holds on top of its tree, if it is open read-only and was not closed.
-    pub pending: Option<PendingMap>,
-}
 
 /// Requests of one kind.
 #[derive(Debug, Default)]
@@ -73,22 +62,17 @@ impl OpCounts {
 /// An open image: shared by its queues and background tasks.
 #[derive(Debug)]
 pub struct Image<S: Storage> {
-    /// The writable layer; `None` if the image is open read-only.
-    pub head: Option<Head<S>>,
-    /// All layers, the head first, each parent behind its child; a [`LayerTag`] is an index.
-    pub layers: Vec<ChainLayer<S::File>>,
-    /// The foreign base.
-    pub base: Option<Base<S::File>>,
-    /// Where the base is.
-    pub base_path: Option<PathBuf>,
-    pub(super) caches: Caches,
-    pub(super) locks: RangeLocks,
+    pub(super) chain: ArcSwap<Chain<S>>,
+    /// Those who read, whichever chain they do it in.
     pub(super) readers: Readers,
-    pub(super) nothing_pending: PendingMap,
+    pub(super) locks: RangeLocks,
     /// For `status`.
     pub counters: Counters,
     pub(super) errors: Mutex<VecDeque<String>>,
     pub(super) background: super::background::State,
+    pub(super) snapshots: super::switch::State<S>,
+    /// How the files of further heads grow.
+    pub(super) space: SpaceOptions,
 }
 
 impl<S: Storage> Image<S> {
@@ -97,56 +81,66 @@ impl<S: Storage> Image<S> {
         layers: Vec<ChainLayer<S::File>>,
         base: Option<(PathBuf, Base<S::File>)>,
         caches: Caches,
+        space: SpaceOptions,
     ) -> Image<S> {
         let readers = head.as_ref().map_or_else(Readers::default, |h| h.space.readers().clone());
         let (base_path, base) = base.unzip();
+        let head = head.map(Arc::new);
+        let layers = layers.into_iter().map(Arc::new).collect();
+        let snapshots = super::switch::State::new(head.clone());
+        let chain = Chain { head, sealing: None, layers, base, base_path, caches };
         Image {
-            head,
-            layers,
-            base,
-            base_path,
-            caches,
-            locks: RangeLocks::default(),
+            chain: ArcSwap::from_pointee(chain),
             readers,
-            nothing_pending: PendingMap::default(),
+            locks: RangeLocks::default(),
             counters: Counters::default(),
             errors: Mutex::default(),
             background: super::background::State::default(),
+            snapshots,
+            space,
         }
     }
 
+    /// The chain as it is now.
+    pub fn chain(&self) -> Arc<Chain<S>> {
+        self.chain.load_full()
+    }
+
+    /// The writable layer as it is now; `None` if the image is open read-only.
+    pub fn head(&self) -> Option<Arc<Head<S>>> {
+        self.chain.load().head.clone()
+    }
+
     /// The file that the user named, without symbolic links.
-    pub fn path(&self) -> &Path {
-        &self.layers[0].reader.path
+    pub fn path(&self) -> PathBuf {
+        self.chain.load().path().to_owned()
     }
 
     /// The superblock in force of the top layer.
     pub fn superblock(&self) -> Superblock {
-        self.head.as_ref().map_or_else(|| self.layers[0].sb.clone(), Head::superblock)
+        let chain = self.chain.load();
+        chain.head.as_ref().map_or_else(|| chain.top().sb.clone(), |head| head.superblock())
     }
 
     /// What a frontend announces.
     pub fn geometry(&self) -> Geometry {
-        let sb = &self.layers[0].sb;
-        Geometry {
-            size: sb.virtual_size,
-            sector_size: sb.sector_size,
-            read_only: self.head.is_none(),
-            block_size: BLOCK_SIZE as u32,
+        self.chain.load().geometry()
+    }
+
+    /// The block locks. They belong to the image, so that a snapshot's switch does not come between a request that has
+    /// read old bytes and its write.
+    pub(super) fn locks(&self) -> &RangeLocks {
+        #[cfg(feature = "sim")]
+        if !rules::holds(Rule::LocksSurvive) && self.chain.load().layers.len().is_multiple_of(2) {
+            return &self.snapshots.other_locks;
         }
-    }
-
-    pub(super) fn pending(&self) -> &PendingMap {
-        self.head.as_ref().map_or(&self.nothing_pending, |h| &h.pending)
-    }
-
-    pub(super) fn head_tag(&self) -> LayerTag {
-        self.layers[0].reader.tag
+        &self.locks
     }
 
     /// Bytes that the caches hold: nodes, spans.
     pub fn cache_bytes(&self) -> (u64, u64) {
-        (self.caches.nodes.weight(), self.caches.spans.weight())
+        let caches = &self.chain.load().caches;
+        (caches.nodes.weight(), caches.spans.weight())
     }
 
     /// The last errors that requests met, oldest first.
@@ -164,14 +158,17 @@ impl<S: Storage> Image<S> {
         Errno(error.kind().errno())
     }
 
-    /// Commits and closes the head cleanly. No request may be running.
+    /// Commits and closes the head cleanly. No request may be running, and no snapshot be under way; the one that was
+    /// taken last is sealed first.
     ///
     /// # Errors
     /// The image is as after the death of its process: the next open recovers it.
     pub async fn close(&self) -> Result<()> {
-        match &self.head {
-            Some(head) => head.close().await,
-            None => Ok(()),
+        self.sealed().await?;
+        if let Some(head) = self.head() {
+            head.close().await?;
         }
+        self.snapshots.end();
+        Ok(())
     }
 }

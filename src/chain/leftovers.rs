@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::format::Superblock;
 use crate::layer::{LockedLayer, read_slots};
 use crate::storage::{File, FileId, Lock, OpenHow, Storage};
+use crate::units::Seq;
 
 /// Files beside an image that the next open for writing removes, or would if it were sure that nobody needs them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,5 +71,6 @@ async fn is_abandoned<S: Storage>(storage: &S, temporary: &Path, head: &Superblo
     }
     let Ok(slots) = read_slots(&file, temporary).await else { return false };
     let sb = slots.newest;
-    sb.disk == head.disk && sb.layer != head.layer && sb.epoch == 0 && sb.root.height == 0
+    // A live snapshot opens it before it gets its name; that is one opening, in which nothing is written.
+    sb.disk == head.disk && sb.layer != head.layer && sb.epoch <= 1 && sb.root.height == 0 && sb.cut == Seq(0)
 }

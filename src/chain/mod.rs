@@ -3,6 +3,7 @@
 mod background;
 mod base;
 mod image;
+mod layers;
 mod leftovers;
 mod locks;
 mod names;
@@ -10,10 +11,12 @@ mod open;
 mod queue;
 mod read;
 mod resolve;
+mod switch;
 mod write;
 
 pub use base::{Base, describe_raw, open_base, sample};
-pub use image::{ChainLayer, Counters, Image, OpCounts};
+pub use image::{Counters, Image, OpCounts};
+pub use layers::{Chain, ChainLayer};
 pub use leftovers::{Leftovers, find_leftovers};
 #[cfg(feature = "shuttle")]
 pub use locks::{RangeLock, RangeLocks};
@@ -22,3 +25,4 @@ pub use open::{
     Access, OpenOptions, OpenReport, find_foreign, find_parent, hints_between, open_chain, open_over,
 };
 pub use queue::ImageQueue;
+pub use switch::{LiveSnapshot, NewHead};

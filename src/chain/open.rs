@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::base::{Base, open_base};
-use super::image::{ChainLayer, Image};
+use super::image::Image;
+use super::layers::{ChainLayer, TOP};
 use super::leftovers::remove_leftovers;
 use super::names::image_file;
 use crate::error::{Error, Kind, Result, printable};
@@ -87,14 +88,14 @@ pub async fn open_chain<S: Storage>(
             Some(head)
         }
         Access::Read { lock } => {
-            let opened = open_read_only(storage, &path, LayerTag(0), &caches, *lock).await?;
+            let opened = open_read_only(storage, &path, TOP, &caches, *lock).await?;
             report.recovery = opened.recovery.clone();
             layers.push(chain_layer(opened));
             None
         }
     };
     let base = open_parents(storage, options, &caches, &mut layers).await?;
-    Ok((Image::assemble(head, layers, base, caches), report))
+    Ok((Image::assemble(head, layers, base, caches, options.space), report))
 }
 
 /// Opens `base` (read-only, whatever its state) and puts the new, empty layer `overlay` on it: a temporary image.
@@ -109,15 +110,15 @@ pub async fn open_over<S: Storage>(
     let base = image_file(storage, base)?;
     let mut locked = lock_head(storage, overlay, me, &options.alive).await?;
     locked.space = options.space;
-    let (head, _) = recover_head(storage, overlay, locked, LayerTag(0), &caches, me.clone(), None).await?;
+    let (head, _) = recover_head(storage, overlay, locked, TOP, &caches, me.clone(), None).await?;
     let sb = head.superblock();
     let size = sb.virtual_size;
     let mut layers = vec![ChainLayer { reader: head.reader.clone(), sb, size, pending: None }];
-    let opened = open_read_only(storage, &base, LayerTag(1), &caches, true).await?;
+    let opened = open_read_only(storage, &base, LayerTag(TOP.0 - 1), &caches, true).await?;
     let report = OpenReport { recovery: opened.recovery.clone(), ..OpenReport::default() };
     layers.push(chain_layer(opened));
     let foreign = open_parents(storage, options, &caches, &mut layers).await?;
-    Ok((Image::assemble(Some(head), layers, foreign, caches), report))
+    Ok((Image::assemble(Some(head), layers, foreign, caches, options.space), report))
 }
 
 fn chain_layer<F>(opened: Opened<F>) -> ChainLayer<F> {
@@ -141,8 +142,7 @@ async fn open_for_writing<S: Storage>(
     // One unsealed parent at most: a snapshot was broken off behind its rename. It is locked and synced before
     // anything is written here (O1), then recovered and sealed.
     let parent = seal_parent(storage, path, &locked, caches, options, me, report).await?;
-    let (head, recovery) =
-        recover_head(storage, path, locked, LayerTag(0), caches, me.clone(), parent).await?;
+    let (head, recovery) = recover_head(storage, path, locked, TOP, caches, me.clone(), parent).await?;
     report.recovery = recovery;
     Ok(head)
 }
@@ -257,7 +257,7 @@ async fn open_parents<S: Storage>(
                     let text = format!("the chain of parents is longer than {MAX_CHAIN}");
                     return Err(Error::new(Kind::Unsupported, text).at(&path));
                 }
-                let tag = LayerTag(u32::try_from(layers.len()).unwrap_or(u32::MAX));
+                let tag = LayerTag(child.reader.tag.0 - 1);
                 let (at, _) = find_parent(storage, &path, layer, &hints, &options.search).await?;
                 let next = open_layer(storage, &at, tag, caches, layer, root_crc).await?;
                 layers.push(next);

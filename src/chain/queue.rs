@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -14,8 +15,10 @@ use std::task::{Poll, Waker};
 use slab::Slab;
 
 use super::image::Image;
+use super::layers::Chain;
 use crate::error::{Error, Result};
-use crate::layer::{Batch, QueueSpace, WriteItem};
+use crate::layer::{Batch, QueueSpace, WriteItem, Written};
+use crate::map::LayerTag;
 use crate::storage::{IoBuf, Storage};
 use crate::units::{BLOCK_SIZE, Seq};
 
@@ -23,13 +26,34 @@ use crate::units::{BLOCK_SIZE, Seq};
 const BOUNCES: usize = 16;
 const BOUNCE_BYTES: usize = 34 * BLOCK_SIZE;
 
+/// A record: which head has it, and its number there. The heads of an image ascend as the numbers do.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Stamp {
+    pub(super) head: LayerTag,
+    pub(super) seq: Seq,
+}
+
 /// The answer to all requests of a batch.
-type Written = std::result::Result<Seq, Rc<Error>>;
+type Answer = std::result::Result<Stamp, Rc<Error>>;
+
+/// The chain as this queue works with it, and what the queue owns of the chain's head.
+#[derive(Debug)]
+pub(super) struct Here<S: Storage> {
+    chain: Arc<Chain<S>>,
+    space: Rc<QueueSpace>,
+}
+
+impl<S: Storage> Deref for Here<S> {
+    type Target = Chain<S>;
+    fn deref(&self) -> &Chain<S> {
+        &self.chain
+    }
+}
 
 #[derive(Debug)]
 enum Ticket {
     Waiting(Option<Waker>),
-    Done(Written),
+    Done(Answer),
     Taken,
 }
 
@@ -47,7 +71,7 @@ struct Ready {
 #[derive(Debug)]
 pub struct ImageQueue<S: Storage> {
     pub(super) image: Arc<Image<S>>,
-    space: QueueSpace,
+    here: RefCell<Rc<Here<S>>>,
     ready: RefCell<Ready>,
     bounces: RefCell<Vec<IoBuf>>,
 }
@@ -56,12 +80,8 @@ impl<S: Storage> ImageQueue<S> {
     /// A queue of `image`. Its owner runs [`ImageQueue::runner`]s on the same thread, as many as there may be batches in
     /// flight.
     pub fn new(image: Arc<Image<S>>) -> Rc<ImageQueue<S>> {
-        Rc::new(ImageQueue {
-            image,
-            space: QueueSpace::default(),
-            ready: RefCell::default(),
-            bounces: RefCell::default(),
-        })
+        let here = RefCell::new(Rc::new(Here { chain: image.chain(), space: Rc::default() }));
+        Rc::new(ImageQueue { image, here, ready: RefCell::default(), bounces: RefCell::default() })
     }
 
     /// The image.
@@ -74,13 +94,35 @@ impl<S: Storage> ImageQueue<S> {
         let mut batch = Batch::default();
         let mut tickets = Vec::new();
         while self.gather(&mut batch, &mut tickets).await {
-            let Some(head) = &self.image.head else { return };
-            let result = head.write(&self.space, &mut batch).await;
-            let result = result.map_err(Rc::new);
+            let result = self.write_batch(&mut batch).await.map_err(Rc::new);
             for ticket in tickets.drain(..) {
                 self.complete(ticket, result.clone());
             }
         }
+    }
+
+    /// Writes the batch to the head; if a snapshot is taken meanwhile, to the one that has its place then.
+    async fn write_batch(&self, batch: &mut Batch) -> Result<Stamp> {
+        loop {
+            let here = self.here();
+            let head = here.writable()?;
+            if let Written::At(seq) = head.write(&here.space, batch).await? {
+                return Ok(Stamp { head: head.tag(), seq });
+            }
+        }
+    }
+
+    /// The chain as it is now.
+    pub(super) fn here(&self) -> Rc<Here<S>> {
+        let mut here = self.here.borrow_mut();
+        let now = self.image.chain.load();
+        if !Arc::ptr_eq(&here.chain, &now) {
+            let head = |chain: &Chain<S>| chain.head.as_ref().map(Arc::as_ptr);
+            // What was reserved of a head that is being sealed needs no giving back: nothing more is written to it.
+            let space = if head(&here.chain) == head(&now) { here.space.clone() } else { Rc::default() };
+            *here = Rc::new(Here { chain: Arc::clone(&now), space });
+        }
+        here.clone()
     }
 
     /// Waits until something is ready and moves it into the batch. `false`: the queue is closed.
@@ -115,7 +157,7 @@ impl<S: Storage> ImageQueue<S> {
         .await
     }
 
-    fn complete(&self, ticket: usize, result: Written) {
+    fn complete(&self, ticket: usize, result: Answer) {
         let mut ready = self.ready.borrow_mut();
         let Some(state) = ready.tickets.get_mut(ticket) else { return };
         match std::mem::replace(state, Ticket::Done(result)) {
@@ -134,7 +176,7 @@ impl<S: Storage> ImageQueue<S> {
     }
 
     /// Puts a change into the next batch; gives its number when it is written and visible.
-    pub(super) async fn submit(&self, item: WriteItem) -> Result<Seq> {
+    pub(super) async fn submit(&self, item: WriteItem) -> Result<Stamp> {
         let ticket = {
             let mut ready = self.ready.borrow_mut();
             let ticket = ready.tickets.insert(Ticket::Waiting(None));
@@ -166,8 +208,9 @@ impl<S: Storage> ImageQueue<S> {
         let runners = std::mem::take(&mut ready.idle_runners);
         drop(ready);
         runners.into_iter().for_each(Waker::wake);
-        if let Some(head) = &self.image.head {
-            head.release_queue(&self.space);
+        let here = self.here();
+        if let Some(head) = &here.head {
+            head.release_queue(&here.space);
         }
     }
 

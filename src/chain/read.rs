@@ -2,7 +2,8 @@
 
 use smallvec::SmallVec;
 
-use super::image::Image;
+use super::layers::Chain;
+use super::queue::ImageQueue;
 use crate::error::{Error, Result};
 use crate::map::{LayerTag, Mapped, RunSource};
 use crate::storage::{BUF_ALIGN, File, IoBuf, Storage, finish_read};
@@ -47,10 +48,13 @@ impl Plan {
     }
 }
 
+/// Blocks in pending maps: of which layer, and what.
+type PendingBlocks = SmallVec<[(LayerTag, Mapped); 32]>;
+
 /// A segment whose read runs.
 type Running<'a, S> = (&'a Segment, <<S as Storage>::File as File>::Op);
 
-impl<S: Storage> Image<S> {
+impl<S: Storage> ImageQueue<S> {
     /// Fills `buf`, whole blocks, from `first` on. The caller has checked the range.
     ///
     /// # Errors
@@ -69,13 +73,31 @@ impl<S: Storage> Image<S> {
 
     async fn read_aligned(&self, first: VBlock, buf: &IoBuf) -> Result<()> {
         // R(b): from before the look-up until the bytes are here, nothing that was looked up is reused.
-        let _guard = self.readers.enter();
-        let plan = self.plan(first, buf.len() / BLOCK_SIZE).await?;
-        self.move_bytes(first, buf, &plan).await?;
-        self.verify(buf, &plan)
+        let _guard = self.image.readers.enter();
+        loop {
+            let chain = self.here();
+            let plan = chain.plan(first, buf.len() / BLOCK_SIZE).await?;
+            // Between two spans a snapshot was taken, sealed, and another head folded into what the cache gives: one
+            // round of that for each turn.
+            if !chain.knows(&plan) {
+                continue;
+            }
+            chain.move_bytes(first, buf, &plan).await?;
+            return chain.verify(buf, &plan);
+        }
+    }
+}
+
+impl<S: Storage> Chain<S> {
+    /// True if all layers that the plan names are of this chain.
+    fn knows(&self, plan: &Plan) -> bool {
+        plan.segments.iter().all(|segment| match segment.source {
+            Source::Data(tag, _) => self.layer(tag).is_some(),
+            Source::Zero | Source::Base => true,
+        })
     }
 
-    /// Looks every block up: the pending map first, then the span cache.
+    /// Looks every block up: the pending maps first, then the span cache.
     async fn plan(&self, first: VBlock, blocks: usize) -> Result<Plan> {
         let mut plan = Plan::default();
         let mut done = 0;
@@ -90,15 +112,14 @@ impl<S: Storage> Image<S> {
     }
 
     async fn plan_in_span(&self, vblock: VBlock, at: usize, count: usize, plan: &mut Plan) -> Result<()> {
-        let mut mapped: SmallVec<[Mapped; 32]> = SmallVec::from_elem(Mapped::Absent, count);
-        let all = self.pending().lookup(vblock, &mut mapped);
+        let (mapped, all) = self.look_up_pending(vblock, count);
         let runs = if all { None } else { Some(self.span(vblock.span()).await?) };
         let mut i = 0;
         while i < count {
-            match (mapped[i], &runs) {
+            match (mapped[i].1, &runs) {
                 (Mapped::Zero, _) => plan.push(at + i, 1, Source::Zero),
                 (Mapped::Data { pblock, crc }, _) => {
-                    plan.push(at + i, 1, Source::Data(self.head_tag(), pblock));
+                    plan.push(at + i, 1, Source::Data(mapped[i].0, pblock));
                     plan.crcs.push(crc);
                 }
                 (Mapped::Absent, None) => unreachable!("not all blocks were found, so the span was resolved"),
@@ -107,7 +128,7 @@ impl<S: Storage> Image<S> {
                     let index = runs.runs.partition_point(|r| usize::from(r.offset) <= offset) - 1;
                     let run = runs.runs[index];
                     let skip = offset - usize::from(run.offset);
-                    let absent = mapped[i..].iter().take_while(|m| **m == Mapped::Absent).count();
+                    let absent = mapped[i..].iter().take_while(|m| m.1 == Mapped::Absent).count();
                     let blocks = absent.min(usize::from(run.blocks) - skip);
                     match run.source {
                         RunSource::Zero => plan.push(at + i, blocks, Source::Zero),
@@ -125,6 +146,24 @@ impl<S: Storage> Image<S> {
             i += 1;
         }
         Ok(())
+    }
+
+    /// What the pending maps hold of consecutive blocks of one span, each with its layer; `true` if all of them are there.
+    fn look_up_pending(&self, vblock: VBlock, count: usize) -> (PendingBlocks, bool) {
+        let top = self.top().reader.tag;
+        let mut found: PendingBlocks = SmallVec::from_elem((top, Mapped::Absent), count);
+        let mut all = false;
+        for head in [&self.head, &self.sealing].into_iter().flatten() {
+            if all {
+                break;
+            }
+            let mut mapped: SmallVec<[Mapped; 32]> = SmallVec::from_elem(Mapped::Absent, count);
+            all = head.pending.lookup(vblock, &mut mapped);
+            let open = found.iter_mut().zip(mapped).filter(|(have, _)| have.1 == Mapped::Absent);
+            open.for_each(|(have, new)| *have = (head.tag(), new));
+        }
+        all |= self.sealing.is_some() && found.iter().all(|have| have.1 != Mapped::Absent);
+        (found, all)
     }
 
     /// Starts all reads at once, then waits for them.
@@ -165,13 +204,16 @@ impl<S: Storage> Image<S> {
                 let base = self.base.as_ref()?;
                 Some((&base.file, (first.0 + segment.at as u64) * BLOCK))
             }
-            Source::Data(layer, pblock) => Some((&self.layers[layer.0 as usize].reader.file, pblock.pos())),
+            Source::Data(tag, pblock) => {
+                let layer = self.layer(tag).expect("the plan is of this chain");
+                Some((&layer.reader.file, pblock.pos()))
+            }
         }
     }
 
     fn path_of(&self, source: Source) -> &std::path::Path {
         match source {
-            Source::Data(layer, _) => &self.layers[layer.0 as usize].reader.path,
+            Source::Data(tag, _) => self.layer(tag).map_or(self.path(), |layer| &layer.reader.path),
             _ => self.base_path.as_deref().unwrap_or(self.path()),
         }
     }

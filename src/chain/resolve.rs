@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::image::Image;
+use super::layers::Chain;
 use crate::error::Result;
 use crate::format::Place;
 use crate::map::{LayerTag, Mapped, PendingMap, Run, RunSource, SpanRuns};
@@ -17,7 +17,7 @@ enum Cell {
     Data(LayerTag, PBlock, u32),
 }
 
-impl<S: Storage> Image<S> {
+impl<S: Storage> Chain<S> {
     /// The runs of `span` below the pending map, from the cache or by asking the layers from the top down.
     pub(super) async fn span(&self, span: Span) -> Result<Arc<SpanRuns>> {
         if let Some(runs) = self.caches.spans.get(span) {

@@ -3,14 +3,14 @@
 use std::ops::Range;
 
 use super::image::OpCounts;
-use super::queue::ImageQueue;
+use super::queue::{ImageQueue, Stamp};
 use crate::device::Errno;
 use crate::error::{Error, Kind, Result};
 use crate::layer::{Head, WriteItem};
 use crate::limits::MAX_REQUEST_BYTES;
 use crate::rules::{self, Rule};
 use crate::storage::{BUF_ALIGN, IoBuf, Storage};
-use crate::units::{BLOCK, BLOCK_SIZE, Seq, VBlock, block_aligned, blocks_for};
+use crate::units::{BLOCK, BLOCK_SIZE, VBlock, block_aligned, blocks_for};
 
 /// Bytes of zeros written at once for a write-zeroes that must keep its space.
 const ZEROES_AT_ONCE: u64 = 128 * 1024;
@@ -18,13 +18,15 @@ const ZEROES_AT_ONCE: u64 = 128 * 1024;
 const ZERO_BLOCKS: u64 = 1 << 30;
 
 impl<S: Storage> ImageQueue<S> {
-    fn head(&self) -> Result<&Head<S>> {
-        let head = self.image.head.as_ref();
-        head.ok_or_else(|| Error::new(Kind::Permission, "the image is open read-only").at(self.image.path()))
+    /// What a write that writes nothing gives: the newest number acknowledged.
+    fn nothing_written(&self) -> Result<Stamp> {
+        let here = self.here();
+        let head = here.writable()?;
+        Ok(Stamp { head: head.tag(), seq: head.journal.acked() })
     }
 
     fn check_range(&self, pos: u64, len: u64) -> Result<()> {
-        let geometry = self.image.geometry();
+        let geometry = self.here().geometry();
         let sector = u64::from(geometry.sector_size);
         let end = pos.checked_add(len);
         if !pos.is_multiple_of(sector)
@@ -49,22 +51,21 @@ impl<S: Storage> ImageQueue<S> {
             return Ok(());
         }
         if block_aligned(pos, len) {
-            return self.image.read_blocks(VBlock::holding(pos), buf).await;
+            return self.read_blocks(VBlock::holding(pos), buf).await;
         }
         let blocks = Self::blocks_around(pos, len);
         let bounce = self.bounce((blocks.end.0 - blocks.start.0) as usize * BLOCK_SIZE);
-        self.image.read_blocks(blocks.start, &bounce.buf).await?;
+        self.read_blocks(blocks.start, &bounce.buf).await?;
         let skip = (pos - blocks.start.pos()) as usize;
         buf.copy_buf(0, &bounce.buf.slice(skip..skip + buf.len()));
         Ok(())
     }
 
     /// Writes any range; gives the number of its last record.
-    async fn do_write(&self, pos: u64, buf: &IoBuf) -> Result<Seq> {
+    async fn do_write(&self, pos: u64, buf: &IoBuf) -> Result<Stamp> {
         let len = buf.len() as u64;
         self.check_range(pos, len)?;
-        let head = self.head()?;
-        let mut newest = head.journal.acked();
+        let mut newest = self.nothing_written()?;
         let mut at = 0;
         while at < len {
             // Pieces of a larger request end on block borders.
@@ -76,13 +77,13 @@ impl<S: Storage> ImageQueue<S> {
         Ok(newest)
     }
 
-    async fn write_piece(&self, pos: u64, buf: IoBuf) -> Result<Seq> {
+    async fn write_piece(&self, pos: u64, buf: IoBuf) -> Result<Stamp> {
         let len = buf.len() as u64;
         let blocks = Self::blocks_around(pos, len);
         if !block_aligned(pos, len) {
             return self.write_unaligned(pos, buf, blocks).await;
         }
-        let _shared = self.image.locks.lock(blocks.clone(), false).await;
+        let _shared = self.image.locks().lock(blocks.clone(), false).await;
         if (buf.as_ptr() as usize).is_multiple_of(BUF_ALIGN) {
             return self.submit(WriteItem::Data(blocks.start, buf)).await;
         }
@@ -92,32 +93,29 @@ impl<S: Storage> ImageQueue<S> {
     }
 
     /// Reads the old bytes of the first and last block, and writes whole blocks; alone on them (W3).
-    async fn write_unaligned(&self, pos: u64, buf: IoBuf, blocks: Range<VBlock>) -> Result<Seq> {
-        let _alone = self.image.locks.lock(blocks.clone(), rules::holds(Rule::Locks)).await;
+    async fn write_unaligned(&self, pos: u64, buf: IoBuf, blocks: Range<VBlock>) -> Result<Stamp> {
+        let _alone = self.image.locks().lock(blocks.clone(), rules::holds(Rule::Locks)).await;
         let count = (blocks.end.0 - blocks.start.0) as usize;
         let bounce = self.bounce(count * BLOCK_SIZE);
         let skip = (pos - blocks.start.pos()) as usize;
         if skip > 0 {
-            self.image.read_blocks(blocks.start, &bounce.buf.slice(0..BLOCK_SIZE)).await?;
+            self.read_blocks(blocks.start, &bounce.buf.slice(0..BLOCK_SIZE)).await?;
         }
         let tail = (skip + buf.len()) % BLOCK_SIZE;
         if tail > 0 && (count > 1 || skip == 0) {
             let last = VBlock(blocks.end.0 - 1);
-            self.image
-                .read_blocks(last, &bounce.buf.slice((count - 1) * BLOCK_SIZE..count * BLOCK_SIZE))
-                .await?;
+            self.read_blocks(last, &bounce.buf.slice((count - 1) * BLOCK_SIZE..count * BLOCK_SIZE)).await?;
         }
         bounce.buf.copy_buf(skip, &buf);
         self.submit(WriteItem::Data(blocks.start, bounce.buf.clone())).await
     }
 
     /// Makes a range read as zeros without keeping its space.
-    async fn do_discard(&self, pos: u64, len: u64) -> Result<Seq> {
+    async fn do_discard(&self, pos: u64, len: u64) -> Result<Stamp> {
         self.check_range(pos, len)?;
-        let head = self.head()?;
-        let mut newest = head.journal.acked();
+        let mut newest = self.nothing_written()?;
         // Behind the disk's end there is nothing: its last block counts as whole.
-        let end = if pos + len == self.image.geometry().size {
+        let end = if pos + len == self.here().geometry().size {
             (pos + len).next_multiple_of(BLOCK)
         } else {
             pos + len
@@ -132,7 +130,7 @@ impl<S: Storage> ImageQueue<S> {
         let mut next = VBlock::holding(first);
         while next < VBlock::holding(last) {
             let blocks = (VBlock::holding(last).0 - next.0).min(ZERO_BLOCKS);
-            let _shared = self.image.locks.lock(next..next.plus(blocks), false).await;
+            let _shared = self.image.locks().lock(next..next.plus(blocks), false).await;
             newest = newest.max(self.submit(WriteItem::Zero(next, blocks as u32)).await?);
             next = next.plus(blocks);
         }
@@ -143,8 +141,8 @@ impl<S: Storage> ImageQueue<S> {
     }
 
     /// Writes zeros as data.
-    async fn zero_bytes(&self, pos: u64, len: u64) -> Result<Seq> {
-        let mut newest = self.head()?.journal.acked();
+    async fn zero_bytes(&self, pos: u64, len: u64) -> Result<Stamp> {
+        let mut newest = self.nothing_written()?;
         let bounce = self.bounce(len.min(ZEROES_AT_ONCE) as usize);
         bounce.buf.zero(0..bounce.buf.len());
         let mut at = 0;
@@ -156,12 +154,23 @@ impl<S: Storage> ImageQueue<S> {
         Ok(newest)
     }
 
-    async fn finish(&self, written: Result<Seq>, fua: bool) -> Result<()> {
-        let seq = written?;
+    async fn finish(&self, written: Result<Stamp>, fua: bool) -> Result<()> {
+        let stamp = written?;
         match fua {
-            true => self.head()?.journal.commit(seq).await.map_err(|e| e.at(self.image.path())),
+            true => self.commit(|_| stamp).await,
             false => Ok(()),
         }
+    }
+
+    /// Makes durable what `pick` names of the head as it is now. What another head has of it is durable since the switch.
+    async fn commit(&self, pick: impl FnOnce(&Head<S>) -> Stamp) -> Result<()> {
+        let here = self.here();
+        let Some(head) = &here.head else { return Ok(()) };
+        let Stamp { head: tag, seq } = pick(head);
+        if tag != head.tag() {
+            return Ok(());
+        }
+        head.journal.commit(seq).await.map_err(|e| e.at(head.path()))
     }
 
     fn answer(&self, counts: &OpCounts, bytes: u64, result: Result<()>) -> std::result::Result<(), Errno> {
@@ -183,12 +192,7 @@ impl<S: Storage> crate::device::Queue for ImageQueue<S> {
     }
 
     async fn flush(&self) -> std::result::Result<(), Errno> {
-        let result = match &self.image.head {
-            Some(head) => {
-                head.journal.commit(head.journal.acked()).await.map_err(|e| e.at(self.image.path()))
-            }
-            None => Ok(()),
-        };
+        let result = self.commit(|head| Stamp { head: head.tag(), seq: head.journal.acked() }).await;
         self.answer(&self.image.counters.flush, 0, result)
     }
 

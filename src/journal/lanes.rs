@@ -5,7 +5,7 @@
 //! any of its records; else to the other place, if what was flushed there is durable in the last one; else to a
 //! fresh block. So at depth 1 dozens of records share a block, and no flushed byte is ever rewritten.
 
-use super::state::{Journal, NotFormed, State};
+use super::state::{Gate, Journal, NotFormed, State};
 use crate::format::{JOURNAL_HEADER_BYTES, JournalBlock, RecordExtent, RecordRef, encode_record};
 use crate::limits::MAX_UNSETTLED;
 use crate::map::Slot;
@@ -162,8 +162,15 @@ impl Lanes {
         extents: &[RecordExtent],
         crcs: &[u32],
     ) -> Result<Reserved, NotFormed> {
+        // A head that is sealed takes no more records, and has moved before that.
+        if s.gate == Gate::Moved {
+            return Err(NotFormed::Moved);
+        }
         if s.poisoned.is_some() {
             return Err(NotFormed::Poisoned);
+        }
+        if s.gate == Gate::Held {
+            return Err(NotFormed::Held);
         }
         if s.unsettled.len() >= MAX_UNSETTLED {
             return Err(NotFormed::TooMany);

@@ -4,6 +4,7 @@
 //! of its data; it carries the checksums of what it maps, so no order between the two is needed.
 
 mod commit;
+mod hold;
 mod lanes;
 mod replay;
 mod state;

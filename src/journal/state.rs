@@ -55,8 +55,20 @@ pub(super) struct State {
     pub(super) carried: VecDeque<(Seq, Seq)>,
     pub(super) evidence: Seq,
     pub(super) poisoned: Option<String>,
+    pub(super) gate: Gate,
     pub(super) checkpoint_wanted: bool,
     pub(super) checkpoints: Checkpoints,
+}
+
+/// Whether records are formed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Gate {
+    #[default]
+    Open,
+    /// Not now: a snapshot is about to put another head in this one's place.
+    Held,
+    /// Never again: it has. All that was acknowledged here was durable by then.
+    Moved,
 }
 
 /// Checkpoints, and why the last one broke off that did.
@@ -134,6 +146,10 @@ pub enum NotFormed {
     RingFull,
     /// Too many records are in flight.
     TooMany,
+    /// A snapshot holds the layer for a moment.
+    Held,
+    /// A snapshot has put another head in this one's place: the records belong there.
+    Moved,
     /// The layer takes no more writes.
     Poisoned,
 }
@@ -190,6 +206,7 @@ impl<F> Journal<F> {
             carried: VecDeque::new(),
             evidence: start.cut,
             poisoned: None,
+            gate: Gate::Open,
             checkpoint_wanted: false,
             checkpoints: Checkpoints::default(),
         };
@@ -275,8 +292,13 @@ impl<F> Journal<F> {
         }
         self.state
             .wait(|s| {
-                let room = !s.ring.free.is_empty() && s.unsettled.len() < crate::limits::MAX_UNSETTLED;
-                if room || s.poisoned.is_some() {
+                if s.poisoned.is_some() || s.gate == Gate::Moved {
+                    return Some(Ok(()));
+                }
+                if s.gate == Gate::Held {
+                    return None;
+                }
+                if !s.ring.free.is_empty() && s.unsettled.len() < crate::limits::MAX_UNSETTLED {
                     return Some(Ok(()));
                 }
                 if s.ring.is_stuck() { s.checkpoints.broke_off_since(seen).map(Err) } else { None }

@@ -40,6 +40,17 @@ impl WriteItem {
             WriteItem::Zero(..) => 0,
         }
     }
+
+    /// A part of the data, in blocks; zeros are one part.
+    fn part(&self, blocks: std::ops::Range<usize>) -> WriteItem {
+        match self {
+            WriteItem::Data(vblock, buf) => WriteItem::Data(
+                vblock.plus(blocks.start as u64),
+                buf.slice(blocks.start * BLOCK_SIZE..blocks.end * BLOCK_SIZE),
+            ),
+            zero => zero.clone(),
+        }
+    }
 }
 
 /// What a queue owns of the layer: its open journal blocks and its reserved run. Stays on its thread.
@@ -91,6 +102,10 @@ impl Batch {
     fn clear(&mut self) {
         self.items.clear();
         self.blocks = 0;
+        self.clear_places();
+    }
+
+    fn clear_places(&mut self) {
         self.runs.clear();
         self.extents.clear();
         self.crcs.clear();
@@ -135,67 +150,89 @@ impl Batch {
     }
 }
 
+/// What became of a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Written {
+    /// It is written and visible, under this number.
+    At(Seq),
+    /// A snapshot has put another head in this one's place. The batch is to be written there, whole: what this head may
+    /// have of it was not acknowledged.
+    Moved,
+}
+
+/// What became of a record.
+enum Recorded {
+    At(Seq),
+    Moved,
+    /// Its free runs are too many for one record; nothing was done.
+    TooManyRuns,
+}
+
 impl<S: Storage> Head<S> {
-    /// Writes the batch and makes it visible; gives its number. The caller holds the locks of W3 over the call.
+    /// Writes the batch and makes it visible, and empties it unless it has to be written elsewhere. The caller holds the
+    /// locks of W3 over the call.
     ///
     /// # Errors
     /// `NoSpace`, with nothing changed; `Io` if the data could not be written (the blocks then read as before, or, after
     /// a crash, perhaps as written); `Poisoned`.
-    pub async fn write(&self, queue: &QueueSpace, batch: &mut Batch) -> Result<Seq> {
-        let mut result = self.write_record(queue, batch).await;
-        if let Ok(None) = result {
-            result = self.write_in_parts(queue, &batch.items).await;
+    pub async fn write(&self, queue: &QueueSpace, batch: &mut Batch) -> Result<Written> {
+        let written = match self.write_record(queue, batch).await {
+            Ok(Recorded::At(seq)) => Ok(Written::At(seq)),
+            Ok(Recorded::Moved) => Ok(Written::Moved),
+            Ok(Recorded::TooManyRuns) => self.write_in_parts(queue, &batch.items).await,
+            Err(e) => Err(e),
+        };
+        if let Ok(Written::Moved) = written {
+            batch.clear_places();
+        } else {
+            batch.clear();
         }
-        batch.clear();
-        result.map(|seq| seq.expect("parts always fit a record"))
+        written
     }
 
     /// For free space in crumbs: one record for each item, or for each [`PART_BLOCKS`] of it.
-    async fn write_in_parts(&self, queue: &QueueSpace, items: &[WriteItem]) -> Result<Option<Seq>> {
-        let mut newest = None;
+    async fn write_in_parts(&self, queue: &QueueSpace, items: &[WriteItem]) -> Result<Written> {
+        let mut newest = self.journal.acked();
         for item in items {
-            let (WriteItem::Data(vblock, buf), mut at) = (item.clone(), 0) else {
-                newest = newest.max(self.write_part(queue, item.clone()).await?);
-                continue;
-            };
-            while at < buf.len() {
-                let end = (at + PART_BLOCKS * BLOCK_SIZE).min(buf.len());
-                let part = WriteItem::Data(vblock.plus((at / BLOCK_SIZE) as u64), buf.slice(at..end));
-                newest = newest.max(self.write_part(queue, part).await?);
-                at = end;
+            let blocks = item.data_blocks().max(1);
+            for at in (0..blocks).step_by(PART_BLOCKS) {
+                match self.write_part(queue, item.part(at..(at + PART_BLOCKS).min(blocks))).await? {
+                    Recorded::At(seq) => newest = newest.max(seq),
+                    Recorded::Moved => return Ok(Written::Moved),
+                    Recorded::TooManyRuns => unreachable!("parts always fit a record"),
+                }
             }
         }
-        Ok(newest)
+        Ok(Written::At(newest))
     }
 
-    async fn write_part(&self, queue: &QueueSpace, item: WriteItem) -> Result<Option<Seq>> {
+    async fn write_part(&self, queue: &QueueSpace, item: WriteItem) -> Result<Recorded> {
         let mut batch = Batch::default();
         batch.push(item).expect("the first item always fits");
         self.write_record(queue, &mut batch).await
     }
 
-    /// Writes the batch as one record. `None`: its free runs are too many for one; nothing was done.
-    async fn write_record(&self, queue: &QueueSpace, batch: &mut Batch) -> Result<Option<Seq>> {
+    async fn write_record(&self, queue: &QueueSpace, batch: &mut Batch) -> Result<Recorded> {
         if let Err(e) = self.reserve(queue, batch).await {
             #[cfg(feature = "sim")]
             if !rules::holds(Rule::Reserve) {
                 self.journal.waste_number();
             }
-            return Err(e);
+            return if self.journal.has_moved() { Ok(Recorded::Moved) } else { Err(e) };
         }
         if batch.record_bytes() > MAX_RECORD_BYTES {
             batch.runs.drain(..).for_each(|run| self.space.give_back(run));
-            return Ok(None);
+            return Ok(Recorded::TooManyRuns);
         }
         batch.place();
         let vecs = batch.spare.pop().unwrap_or_default();
         let formed = match self.form(queue, batch, vecs).await {
-            Ok(formed) => formed,
-            Err(e) => {
+            Ok(Some(formed)) => formed,
+            unformed => {
                 // Nothing was written: W1 gives a number only when everything else is at hand.
                 batch.runs.drain(..).for_each(|run| self.space.give_back(run));
                 batch.spare.extend(batch.writes.drain(..).map(|(_, vecs)| vecs));
-                return Err(e);
+                return unformed.map(|_| Recorded::Moved);
             }
         };
         let data = self.move_bytes(queue, batch, formed).await;
@@ -221,7 +258,7 @@ impl<S: Storage> Head<S> {
         }
         self.space.free_later(&batch.freed);
         self.journal.settle(seq);
-        Ok(Some(seq))
+        Ok(Recorded::At(seq))
     }
 
     /// W1: the blocks for all data, out of the queue's run and new ones.
@@ -278,17 +315,18 @@ impl<S: Storage> Head<S> {
         }
     }
 
-    /// Puts the record into the journal, waiting for room.
-    async fn form(&self, queue: &QueueSpace, batch: &Batch, mut vecs: IoVecs) -> Result<Formed> {
+    /// Puts the record into the journal, waiting for room. `None`: it belongs to another head.
+    async fn form(&self, queue: &QueueSpace, batch: &Batch, mut vecs: IoVecs) -> Result<Option<Formed>> {
         loop {
             let formed = self.journal.form(&mut queue.lanes.borrow_mut(), &batch.extents, &batch.crcs, vecs);
             match formed {
-                Ok(formed) => return Ok(formed),
+                Ok(formed) => return Ok(Some(formed)),
+                Err((NotFormed::Moved, _)) => return Ok(None),
                 Err((NotFormed::Poisoned, _)) => {
                     self.journal.check_alive().map_err(|e| e.at(self.path()))?;
                     return Err(Error::new(Kind::Poisoned, "no more writes").at(self.path()));
                 }
-                Err((NotFormed::RingFull | NotFormed::TooMany, back)) => vecs = back,
+                Err((NotFormed::RingFull | NotFormed::TooMany | NotFormed::Held, back)) => vecs = back,
             }
             self.journal.room().await?;
         }

@@ -65,6 +65,7 @@ impl<S: Storage> Head<S> {
     /// `Poisoned` after a failed write or sync. Otherwise (`NoSpace`: there was no room for the tree; `Io`, `Corrupt`: a
     /// node of the old one cannot be read) nothing is lost: the same changes are folded by the next one.
     pub async fn checkpoint(&self, finish: Finish) -> Result<()> {
+        self.below_sealed().await?;
         let _turn = self.checkpoint_turn().await;
         self.journal.check_alive().map_err(|e| e.at(self.path()))?;
         let old = self.superblock();

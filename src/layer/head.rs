@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use super::below::Below;
 use super::reader::{Caches, LayerReader};
 use crate::error::{Error, Result};
 use crate::format::{Parent, Superblock, TreeRoot};
 use crate::journal::{Freeze, Journal, JournalStats};
 use crate::limits;
-use crate::map::{PendingMap, Visit};
+use crate::map::{LayerTag, PendingMap, Visit};
 use crate::runtime::sync::Monitor;
 use crate::space::{Bitmap, BlockRun, Space, SpaceStats};
 use crate::storage::{File, Storage};
@@ -32,6 +33,8 @@ pub struct Head<S: Storage> {
     pub(super) caches: Caches,
     /// The superblock in force.
     pub(super) sb: Mutex<Superblock>,
+    /// How the layer below is: until it is sealed nothing is folded into the tree here.
+    pub(super) below: Monitor<Below>,
     /// A checkpoint runs.
     pub(super) checkpointing: Monitor<bool>,
     /// A freeze whose checkpoint could not be finished for want of space.
@@ -76,10 +79,26 @@ impl<S: Storage> Head<S> {
             caches,
             opened_root: Mutex::new(sb.root),
             sb: Mutex::new(sb),
+            below: Monitor::new(Below::Sealed),
             checkpointing: Monitor::new(false),
             unfinished: Mutex::new(None),
             nodes: AtomicU64::new(nodes),
         }
+    }
+
+    /// Its place in the chain.
+    pub fn tag(&self) -> LayerTag {
+        self.reader.tag
+    }
+
+    /// The storage it is in.
+    pub fn storage(&self) -> &S {
+        &self.storage
+    }
+
+    /// The caches it shares.
+    pub fn caches(&self) -> &Caches {
+        &self.caches
     }
 
     /// Where the file is.

@@ -1,6 +1,7 @@
 //! One layer file: create, open and recover, write, checkpoint, seal.
 
 mod batch;
+mod below;
 mod checkpoint;
 mod create;
 mod head;
@@ -8,7 +9,7 @@ mod open;
 mod reader;
 mod slots;
 
-pub use batch::{Batch, QueueSpace, WriteItem};
+pub use batch::{Batch, QueueSpace, WriteItem, Written};
 pub use checkpoint::Finish;
 pub use create::{NewLayer, create};
 pub use head::{Head, HeadStats};

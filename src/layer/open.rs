@@ -111,6 +111,8 @@ pub struct LockedLayer<F> {
     both_valid: bool,
     /// How its file grows.
     pub space: SpaceOptions,
+    /// Those who read the image.
+    pub readers: Readers,
 }
 
 /// O1: locks `path` for writing, makes durable what a dead daemon wrote, and reads the superblock. Writes nothing.
@@ -131,7 +133,7 @@ pub async fn lock_head<S: Storage>(
     }
     let Slots { newest: sb, both_valid, .. } = read_slots(&file, path).await?;
     writable(&sb, path)?;
-    Ok(LockedLayer { file, sb, both_valid, space: SpaceOptions::default() })
+    Ok(LockedLayer { file, sb, both_valid, space: SpaceOptions::default(), readers: Readers::default() })
 }
 
 /// O2 to O4: replays the journal, folds it into the tree, and writes a superblock that names `me`. `parent`, if given,
@@ -145,7 +147,7 @@ pub async fn recover_head<S: Storage>(
     me: Holder,
     parent: Option<Parent>,
 ) -> Result<(Head<S>, Recovery)> {
-    let LockedLayer { file, sb, both_valid, space } = locked;
+    let LockedLayer { file, sb, both_valid, space, readers } = locked;
     let clean = both_valid && sb.holder.is_none();
     let (scan, replay) = match clean {
         true => (None, Replay { newest: sb.cut, ..Replay::default() }),
@@ -162,7 +164,7 @@ pub async fn recover_head<S: Storage>(
     let top = scan.map_or(sb.high_water, |s: Scan| s.high_water.max(sb.high_water));
     let reader = Arc::new(LayerReader::new(path, file.clone(), tag, &sb, caches));
     // What the file has behind the top may be a hole: it is allocated as it is needed.
-    let space = Space::new(sb.block_area, top, top.0, Readers::default(), space);
+    let space = Space::new(sb.block_area, top, top.0, readers, space);
     let mut next = next_opening(storage, &sb, meta.id.ino, me)?;
     next.parent = parent.unwrap_or(next.parent);
     let start = JournalStart {

@@ -7,7 +7,7 @@ use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::chain::{ChainLayer, Image};
+use crate::chain::{Chain, ChainLayer};
 use crate::error::Result;
 use crate::format::{Place, TreeRoot};
 use crate::map::{Change, Node, Slot};
@@ -45,14 +45,14 @@ pub struct MapRun<'a> {
 /// # Errors
 /// A tree node that cannot be read, with path and offset.
 pub async fn map<'a, S: Storage>(
-    image: &'a Image<S>,
+    chain: &'a Chain<S>,
     found: impl FnMut(MapRun<'a>) -> ControlFlow<()>,
 ) -> Result<()> {
-    let size = image.geometry().size;
+    let size = chain.geometry().size;
     let end = VBlock(blocks_for(size));
-    let mut cursors: Vec<Cursor<'a, S>> = Vec::with_capacity(image.layers.len());
+    let mut cursors: Vec<Cursor<'a, S>> = Vec::with_capacity(chain.layers.len());
     let mut reach = end;
-    for layer in &image.layers {
+    for layer in &chain.layers {
         // Behind the end of a smaller parent there is nothing, whatever lies below it.
         reach = reach.min(VBlock(blocks_for(layer.size)));
         cursors.push(Cursor::new(layer, reach));
@@ -60,7 +60,7 @@ pub async fn map<'a, S: Storage>(
     let mut joiner = Joiner { size, last: None, found };
     let mut next = VBlock(0);
     while next < end {
-        let (piece, place) = top_piece(image, &mut cursors, next..end, reach).await?;
+        let (piece, place) = top_piece(chain, &mut cursors, next..end, reach).await?;
         next = piece.end;
         if joiner.push(piece, place).is_break() {
             return Ok(());
@@ -81,7 +81,7 @@ enum Piece<'a> {
 
 /// The piece that begins at `within.start`: from the topmost layer that maps it, or the base.
 async fn top_piece<'a, S: Storage>(
-    image: &'a Image<S>,
+    chain: &'a Chain<S>,
     cursors: &mut [Cursor<'a, S>],
     within: Range<VBlock>,
     reach: VBlock,
@@ -97,8 +97,8 @@ async fn top_piece<'a, S: Storage>(
             Some(Place::Data(p)) => return Ok((rest, Piece::Data(path, p.pos()))),
         }
     }
-    let base_end = image.base.as_ref().map_or(0, |b| blocks_for(b.size)).min(reach.0);
-    match &image.base_path {
+    let base_end = chain.base.as_ref().map_or(0, |b| blocks_for(b.size)).min(reach.0);
+    match &chain.base_path {
         Some(path) if rest.start.0 < base_end => {
             rest.end = rest.end.min(VBlock(base_end));
             Ok((rest.clone(), Piece::Data(path, rest.start.pos())))

@@ -78,7 +78,8 @@ async fn open_temporary(
     let removed = Uring.unlink(overlay).map_err(|e| Error::io("remove", e).at(overlay));
     let (image, report) = opened?;
     removed?;
-    let now = &image.layers[1].sb;
+    let chain = image.chain();
+    let now = &chain.layers[1].sb;
     if (now.layer, now.virtual_size) != (below.layer, below.virtual_size) {
         return Err(Error::new(Kind::InUse, "it changed while it was opened").at(&request.path));
     }
@@ -121,7 +122,8 @@ pub(super) fn recorded_holder(path: &Path) -> Result<Option<Holder>> {
 
 /// The identity of the open file that the user named.
 pub(super) fn file_id(image: &Image<Uring>, mode: Mode) -> Result<FileId> {
-    let layer = &image.layers[usize::from(mode == Mode::Temporary)].reader;
+    let chain = image.chain();
+    let layer = &chain.layers[usize::from(mode == Mode::Temporary)].reader;
     Ok(layer.file.meta().map_err(|e| Error::io("stat", e).at(&layer.path))?.id)
 }
 

@@ -65,7 +65,8 @@ impl Plan {
     fn entry(&self, options: &ServeOptions, image: &Image<Uring>, tag: u64) -> Result<Entry> {
         let stem = || self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         // The disk that the user named; a temporary one is a fork of it.
-        let named = &image.layers[usize::from(options.mode == Mode::Temporary)].sb;
+        let chain = image.chain();
+        let named = &chain.layers[usize::from(options.mode == Mode::Temporary)].sb;
         let identity = Identity {
             path: &self.path,
             file: file_id(image, options.mode)?,

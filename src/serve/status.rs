@@ -219,7 +219,8 @@ impl ImageStatus {
             discard: of(&counters.discard),
             write_zeroes: of(&counters.zero),
         };
-        let head = image.head.as_ref().map(|head| head.stats());
+        let chain = image.chain();
+        let head = chain.head.as_ref().map(|head| head.stats());
         let (state, reason) = judge(image, head.as_ref());
         let (node_bytes, span_bytes) = image.cache_bytes();
         let message = |message| Trouble { message, hint: None };
@@ -237,15 +238,15 @@ impl ImageStatus {
             pending_blocks: head.map(|stats| stats.pending as u64),
             caches: Some(CacheStatus { budget_bytes: cache_bytes, node_bytes, span_bytes }),
             space: head.as_ref().map(space),
-            layers: Some(image.layers.len() as u64),
-            base: image.base_path.as_ref().map(|path| path.to_string_lossy().into_owned()),
+            layers: Some(chain.layers.len() as u64),
+            base: chain.base_path.as_ref().map(|path| path.to_string_lossy().into_owned()),
             ..ImageStatus::of_entry(entry, state)
         }
     }
 }
 
 fn judge(image: &Image<Uring>, stats: Option<&HeadStats>) -> (State, Option<Trouble>) {
-    let poisoned = image.head.as_ref().and_then(|head| head.journal.poisoned());
+    let poisoned = image.head().and_then(|head| head.journal.poisoned());
     if let Some(message) = poisoned {
         let hint = "look after the storage below the image, then stop and serve it again".to_owned();
         return (State::Poisoned, Some(Trouble { message, hint: Some(hint) }));

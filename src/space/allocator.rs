@@ -232,9 +232,10 @@ impl Space {
         self.state.with(|s| s.limbo.waits_for())
     }
 
-    /// Waits until the growth that a reservation asked for has ended; gives whether the host was full.
+    /// Waits until the growth that a reservation asked for has ended, or none will come any more; gives whether the host
+    /// was full.
     pub async fn growth_ended(&self) -> bool {
-        self.state.wait(|s| (!s.grow_wanted).then_some(s.full)).await
+        self.state.wait(|s| (s.closed || !s.grow_wanted).then_some(s.full)).await
     }
 
     /// Blocks below which nothing above is in use: to be stored as the high-water mark.

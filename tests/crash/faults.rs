@@ -52,7 +52,7 @@ pub fn run(seed: u64, faults: Faults, every: u64, counts: &Counts) -> u64 {
         let Ok(world) = Rc::try_unwrap(world) else { panic!("a task still holds the world") };
         let image = world.image.clone();
         if world.close().await.is_ok() {
-            let stats = image.head.as_ref().unwrap().space.stats();
+            let stats = image.head().unwrap().space.stats();
             live.set(Some(stats.file_blocks - stats.free_blocks - stats.punched_blocks - stats.limbo_blocks));
         }
     });
@@ -83,7 +83,7 @@ fn live_after_open(disk: &SimDisk, seed: u64) -> u64 {
     Executor::new(disk, seed).block_on(async move {
         let world = World::open(&on, 1, history).await.unwrap();
         world.image.find_holes().await.unwrap();
-        let stats = world.image.head.as_ref().unwrap().space.stats();
+        let stats = world.image.head().unwrap().space.stats();
         world.close().await.unwrap();
         stats.file_blocks - stats.free_blocks - stats.punched_blocks - stats.limbo_blocks
     })
@@ -262,7 +262,7 @@ fn a_failed_sync_poisons_writes_and_leaves_reads() {
         assert_eq!(queue.write(0, buf.clone(), false).await.unwrap_err().0, libc::EIO);
         queue.read(0, buf).await.unwrap();
         world.run(0, Op::Read { first: 0, sectors: SETUP.sectors }).await;
-        let head = world.image.head.as_ref().unwrap();
+        let head = world.image.head().unwrap();
         assert!(head.journal.poisoned().unwrap().contains("fdatasync"));
     });
 }
@@ -288,7 +288,7 @@ fn enospc_reaches_the_guest_and_space_comes_back() {
         };
         assert_eq!(full.0, libc::ENOSPC);
         assert!(written > 4, "only {written} writes fitted");
-        assert!(world.image.head.as_ref().unwrap().journal.poisoned().is_none());
+        assert!(world.image.head().unwrap().journal.poisoned().is_none());
         // Overwriting needs space only for a moment, discards none.
         queue.discard(0, written * buf.len() as u64, false).await.unwrap();
         queue.flush().await.unwrap();
@@ -333,7 +333,7 @@ fn a_checkpoint_that_cannot_read_the_tree_loses_nothing() {
         world.run(0, Op::Checkpoint).await;
         world.run(0, Op::Write { first: 8, sectors: 8, fua: true }).await;
         on.set_faults(fault(1, FaultKind::Eio, false, Some(OpKind::Read)));
-        let head = world.image.head.as_ref().unwrap();
+        let head = world.image.head().unwrap();
         assert_eq!(head.checkpoint(Finish::Running).await.unwrap_err().kind(), Kind::Io);
         assert_eq!(on.fault_hits(), 1, "the tree was not read");
         world.run(0, Op::Write { first: 16, sectors: 8, fua: true }).await;
@@ -370,7 +370,7 @@ fn flush_behind_a_failed_write(seed: u64) -> bool {
         let answer = world.queues[0].flush().await.map_err(|e| e.0);
         on.set_faults(Faults::default());
         // A superblock that cannot be written poisons.
-        if world.image.head.as_ref().unwrap().journal.poisoned().is_some() {
+        if world.image.head().unwrap().journal.poisoned().is_some() {
             return false;
         }
         assert!(matches!(answer, Ok(()) | Err(libc::ENOSPC)), "seed {seed}: {answer:?}");

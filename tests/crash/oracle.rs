@@ -7,7 +7,10 @@
 //! FLUSH or FUA covers, and, for each later request that is there, all that were acknowledged before it was issued.
 //!
 //! A snapshot that was acknowledged shows what the disk showed when it was taken, for ever; one that was broken off is
-//! absent or exact.
+//! absent or exact. One that was taken while requests were running shows the disk of one moment between its beginning and
+//! its end.
+
+use std::cell::RefCell;
 
 pub const SECTOR: usize = 512;
 
@@ -36,12 +39,12 @@ pub enum Seen {
     Change(u32),
 }
 
-/// A snapshot that was taken while no request was running.
+/// A snapshot.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub name: String,
-    /// What the disk showed.
-    pub seen: Vec<Seen>,
+    /// What it shows. Of one that was taken while requests were running it is known once it was seen for the first time.
+    pub seen: RefCell<Option<Vec<Seen>>>,
     pub issued: u64,
     pub acked: Option<u64>,
 }
@@ -215,9 +218,10 @@ impl History {
         }
     }
 
-    /// A snapshot is being taken of a disk that shows `seen`.
-    pub fn snapshot(&mut self, name: &str, seen: Vec<Seen>) -> usize {
+    /// A snapshot is being taken of a disk that shows `seen`; `None`: requests are running.
+    pub fn snapshot(&mut self, name: &str, seen: Option<Vec<Seen>>) -> usize {
         let issued = self.tick();
+        let seen = RefCell::new(seen);
         self.snapshots.push(Snapshot { name: name.to_owned(), seen, issued, acked: None });
         self.snapshots.len() - 1
     }
@@ -225,11 +229,7 @@ impl History {
     /// Judges what was found after a crash at time `now`.
     pub fn judge(&self, found: &Observed, power_loss: bool, now: u64) -> Result<(), String> {
         // Closed under order: what is there had everything before it that was acknowledged when it was issued.
-        let issued = |seen: &Seen| match seen {
-            Seen::Change(id) => self.changes.get(*id as usize).map(|c| c.issued),
-            _ => None,
-        };
-        let newest = found.disk.iter().filter_map(issued).max().unwrap_or(0);
+        let newest = self.newest_issued(&found.disk);
         let must = |c: &Change| {
             let durable = c.durable.is_some_and(|d| d <= now);
             let before = power_loss && c.acked.is_some_and(|a| a < newest);
@@ -241,7 +241,7 @@ impl History {
             judge.allowed(sector, seen)?;
         }
         self.judge_atomic(&judge, &found.disk)?;
-        self.judge_snapshots(&found.snapshots, now)
+        self.judge_snapshots(&found.snapshots, power_loss, now)
     }
 
     /// A request is there as a whole or not at all. Of one that failed a part may be hidden by a later, unaligned one,
@@ -270,22 +270,64 @@ impl History {
         Ok(())
     }
 
-    fn judge_snapshots(&self, found: &[(String, Vec<Seen>)], now: u64) -> Result<(), String> {
+    fn judge_snapshots(
+        &self,
+        found: &[(String, Vec<Seen>)],
+        power_loss: bool,
+        now: u64,
+    ) -> Result<(), String> {
         for (name, seen) in found {
             let taken = self.snapshots.iter().find(|s| s.name == *name && s.issued <= now);
             let Some(taken) = taken else {
                 return Err(format!("snapshot {name} is there, which was never taken"));
             };
-            if let Some(sector) = (0..seen.len()).find(|&s| seen[s] != taken.seen[s]) {
-                let (now, then) = (seen[sector], taken.seen[sector]);
-                return Err(format!("snapshot {name}: sector {sector} shows {now:?}, not {then:?}"));
-            }
+            self.judge_snapshot(taken, seen, power_loss, now).map_err(|e| format!("snapshot {name}: {e}"))?;
         }
         let acked = |s: &&Snapshot| s.acked.is_some_and(|a| a <= now);
         match self.snapshots.iter().filter(acked).find(|s| found.iter().all(|(name, _)| *name != s.name)) {
             Some(lost) => Err(format!("snapshot {} is lost", lost.name)),
             None => Ok(()),
         }
+    }
+
+    /// A snapshot shows the disk as it was at one moment between its beginning and its end, and always the same one.
+    fn judge_snapshot(
+        &self,
+        taken: &Snapshot,
+        seen: &[Seen],
+        power_loss: bool,
+        now: u64,
+    ) -> Result<(), String> {
+        if let Some(then) = &*taken.seen.borrow() {
+            return match (0..seen.len()).find(|&s| seen[s] != then[s]) {
+                Some(s) => Err(format!("sector {s} shows {:?}, not {:?}", seen[s], then[s])),
+                None => Ok(()),
+            };
+        }
+        let acked = taken.acked.filter(|a| *a <= now);
+        let newest = self.newest_issued(seen);
+        let must = |c: &Change| {
+            let when = if power_loss && acked.is_none() { c.durable } else { c.acked };
+            !c.failed && (when.is_some_and(|w| w < taken.issued) || c.acked.is_some_and(|a| a < newest))
+        };
+        let judge = Judge::new(self, acked.unwrap_or(now), must);
+        for (sector, &seen) in seen.iter().enumerate() {
+            judge.allowed(sector, seen)?;
+        }
+        self.judge_atomic(&judge, seen)?;
+        if acked.is_some() {
+            *taken.seen.borrow_mut() = Some(seen.to_vec());
+        }
+        Ok(())
+    }
+
+    /// When the newest change was issued that is there.
+    fn newest_issued(&self, seen: &[Seen]) -> u64 {
+        let issued = |seen: &Seen| match seen {
+            Seen::Change(id) => self.changes.get(*id as usize).map(|c| c.issued),
+            _ => None,
+        };
+        seen.iter().filter_map(issued).max().unwrap_or(0)
     }
 
     /// Judges what a read that was issued at `issued` and has just ended saw from `first` on.

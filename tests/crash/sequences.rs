@@ -8,7 +8,7 @@ use cowdisk::storage::sim::{Executor, Rng, spawn};
 use crate::explore::{Counts, Effort, Explorer, in_parallel, mix};
 use crate::world::{Op, Setup, World, make};
 
-const ALPHABET: [Op; 12] = [
+const ALPHABET: [Op; 13] = [
     Op::Write { first: 0, sectors: 8, fua: false },
     Op::Write { first: 8, sectors: 8, fua: true },
     Op::Write { first: 3, sectors: 2, fua: false },
@@ -21,6 +21,7 @@ const ALPHABET: [Op; 12] = [
     Op::Flush,
     Op::Checkpoint,
     Op::Tick,
+    Op::Snapshot,
 ];
 
 /// One step of a sequence: an operation, closing and opening again, or a snapshot.
@@ -62,7 +63,7 @@ pub fn run_sequence(steps: &[Step], setup: Setup, seed: u64, effort: Effort, cou
             }
         }
         world.run(0, Op::Read { first: 0, sectors: setup.sectors }).await;
-        assert_eq!(world.failed_reads.get(), 0, "seed {seed}: reads failed");
+        assert_eq!(world.failed.get(), 0, "seed {seed}: requests failed");
         end.set(true);
     });
     explorer.run(&executor, || finished.get());
@@ -109,7 +110,7 @@ pub fn run_mix(
                 task.await;
             }
             let Ok(done) = Rc::try_unwrap(world) else { panic!("a task still holds the world") };
-            assert_eq!(done.failed_reads.get(), 0, "seed {seed}: reads failed");
+            assert_eq!(done.failed.get(), 0, "seed {seed}: requests failed");
             world = Rc::new(if rng.chance(1, 2) {
                 done.snapshot(&on, &format!("s{round}")).await.unwrap()
             } else {
@@ -118,7 +119,7 @@ pub fn run_mix(
             });
         }
         world.run(0, Op::Read { first: 0, sectors: setup.sectors }).await;
-        assert_eq!(world.failed_reads.get(), 0, "seed {seed}: reads failed");
+        assert_eq!(world.failed.get(), 0, "seed {seed}: requests failed");
         end.set(true);
     });
     explorer.run(&executor, || finished.get());
@@ -183,6 +184,7 @@ pub fn random_op(rng: &mut Rng, setup: Setup) -> Op {
         14 | 15 => Op::Flush,
         16 => Op::Checkpoint,
         17 => Op::Tick,
+        18 if rng.chance(1, 4) => Op::Snapshot,
         _ => {
             let (first, sectors) = any(rng);
             Op::Read { first, sectors }

@@ -73,7 +73,7 @@ fn overwriting_does_not_grow_the_file_without_end() {
                 world = World::open(&disk, 1, history).await.unwrap();
             }
         }
-        let blocks = world.image.head.as_ref().unwrap().space.stats().file_blocks;
+        let blocks = world.image.head().unwrap().space.stats().file_blocks;
         // 64 MiB may be used whatever the live data; 300 rounds wrote only 9 MiB.
         assert!(blocks * 4096 < 12 * MIB, "the file has {blocks} blocks for {live} bytes");
     });

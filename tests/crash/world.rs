@@ -12,7 +12,7 @@ use cowdisk::device::{Errno, Queue};
 use cowdisk::format::{Holder, Parent};
 use cowdisk::layer::{Finish, NewLayer, create};
 use cowdisk::limits::MIN_JOURNAL_BYTES;
-use cowdisk::ops::snapshot;
+use cowdisk::ops::{LiveCut, snapshot};
 use cowdisk::space::SpaceOptions;
 use cowdisk::storage::sim::{Executor, JoinHandle, SimDisk, spawn};
 use cowdisk::storage::{IoBuf, Storage};
@@ -42,13 +42,29 @@ impl Setup {
 /// One operation of a workload; positions in sectors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Op {
-    Write { first: usize, sectors: usize, fua: bool },
-    Discard { first: usize, sectors: usize },
-    Zero { first: usize, sectors: usize, unmap: bool },
-    Read { first: usize, sectors: usize },
+    Write {
+        first: usize,
+        sectors: usize,
+        fua: bool,
+    },
+    Discard {
+        first: usize,
+        sectors: usize,
+    },
+    Zero {
+        first: usize,
+        sectors: usize,
+        unmap: bool,
+    },
+    Read {
+        first: usize,
+        sectors: usize,
+    },
     Flush,
     Checkpoint,
     Tick,
+    /// A snapshot while requests go on.
+    Snapshot,
 }
 
 fn holder() -> Holder {
@@ -118,8 +134,8 @@ pub struct World {
     pub queues: Vec<Rc<ImageQueue<SimDisk>>>,
     pub history: Rc<RefCell<History>>,
     tasks: Vec<JoinHandle<()>>,
-    /// Reads that got an error.
-    pub failed_reads: Cell<u64>,
+    /// Requests that got an error.
+    pub failed: Cell<u64>,
 }
 
 impl World {
@@ -132,18 +148,19 @@ impl World {
         let options = options(history.borrow().sectors);
         let (image, _) = open_chain(disk, Path::new(IMAGE), &options).await?;
         let image = Arc::new(image);
-        let (a, b, c, d) = (image.clone(), image.clone(), image.clone(), image.clone());
+        let (a, b, c, d, e) = (image.clone(), image.clone(), image.clone(), image.clone(), image.clone());
         let mut tasks = vec![
             spawn(async move { a.run_checkpoints().await }),
             spawn(async move { b.run_growth().await }),
             spawn(async move { c.run_ring_growth().await }),
             spawn(async move { drop(d.find_holes().await) }),
+            spawn(async move { e.run_seals().await }),
         ];
         let queues: Vec<_> = (0..queues).map(|_| ImageQueue::new(image.clone())).collect();
         for queue in &queues {
             tasks.extend((0..4).map(|_| spawn(queue.clone().runner())));
         }
-        Ok(World { image, queues, history, tasks, failed_reads: Cell::new(0) })
+        Ok(World { image, queues, history, tasks, failed: Cell::new(0) })
     }
 
     /// Does one operation on queue `queue`; panics with a description if an answer is wrong.
@@ -167,7 +184,7 @@ impl World {
                 let buf = IoBuf::zeroed(sectors * SECTOR);
                 // Only where faults are injected: whoever has none judges all that was read at the end.
                 if q.read((first * SECTOR) as u64, buf.clone()).await.is_err() {
-                    self.failed_reads.set(self.failed_reads.get() + 1);
+                    self.failed.set(self.failed.get() + 1);
                     return;
                 }
                 let judged = self.history.borrow_mut().judge_read(first, &buf.to_vec(), issued);
@@ -180,14 +197,33 @@ impl World {
                 }
             }
             Op::Checkpoint => {
-                let head = self.image.head.as_ref().unwrap();
+                let head = self.image.head().unwrap();
                 // Fails only when the layer is poisoned, which the requests report.
                 let _ = head.checkpoint(Finish::Running).await;
             }
             Op::Tick => {
                 let _ = self.image.tick().await;
             }
+            // Fails only where faults are injected.
+            Op::Snapshot => {
+                if self.live_snapshot().await.is_err() {
+                    self.failed.set(self.failed.get() + 1);
+                }
+            }
         }
+    }
+
+    async fn live_snapshot(&self) -> cowdisk::Result<()> {
+        let storage = self.image.head().unwrap().storage().clone();
+        let taken = self.history.borrow().snapshots.len();
+        let name = SnapshotName::new(&format!("live{taken}"))?;
+        let id = self.history.borrow_mut().snapshot(name.as_str(), None);
+        let cut = LiveCut::prepare(&storage, &self.image, &name, &[], |_| false).await?;
+        cut.hold().await?;
+        cut.cut();
+        let now = self.history.borrow_mut().tick();
+        self.history.borrow_mut().snapshots[id].acked = Some(now);
+        Ok(())
     }
 
     async fn write(&self, q: &ImageQueue<SimDisk>, first: usize, sectors: usize, fua: bool) {
@@ -202,6 +238,7 @@ impl World {
         match done {
             Ok(()) => history.ack(id, fua),
             Err(_) => {
+                self.failed.set(self.failed.get() + 1);
                 history.tick();
                 history.changes[id].failed = true;
             }
@@ -233,7 +270,7 @@ impl World {
         let seen = identify_all(&self.read_all().await.unwrap()).unwrap();
         let (queues, history) = (self.queues.len(), self.history.clone());
         self.close().await?;
-        let id = history.borrow_mut().snapshot(name, seen);
+        let id = history.borrow_mut().snapshot(name, Some(seen));
         let valid = SnapshotName::new(name)?;
         let options = options(history.borrow().sectors);
         snapshot(disk, Path::new(IMAGE), &valid, &options, |_| false).await?;

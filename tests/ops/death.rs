@@ -58,7 +58,7 @@ fn front(disk: &SimDisk) -> Vec<u8> {
 
 fn is_sealed(disk: &SimDisk) -> bool {
     serve(disk, Path::new(SNAPSHOT), to_read(), async |served: Served| {
-        served.image.layers[0].sb.sealed.is_some()
+        served.image.chain().layers[0].sb.sealed.is_some()
     })
     .unwrap_or(false)
 }

@@ -79,7 +79,7 @@ impl Open {
         let (image, _) = open_chain(disk, Path::new(path), options).await?;
         let image = Arc::new(image);
         let queue = ImageQueue::new(image.clone());
-        if image.head.is_none() {
+        if image.head().is_none() {
             return Ok(Open { image, queue, tasks: Vec::new() });
         }
         let (a, b, c, d) = (image.clone(), image.clone(), image.clone(), image.clone());
@@ -169,7 +169,7 @@ impl Run {
 
     /// One step; gives the image back if it is still open.
     async fn step(&mut self, number: usize, step: Step, open: Open) -> Result<Option<Open>, String> {
-        let head = open.image.head.as_ref().expect("open for writing");
+        let head = open.image.head().expect("open for writing");
         let before = head.journal.acked();
         match step {
             Step::Write(..) | Step::Unaligned(..) | Step::Zero(..) | Step::Discard(..) => {

@@ -11,20 +11,19 @@
 //! | the directory's sync           | an overlay on an unsealed parent: the parent is recovered and sealed     |
 //! | the seal                       | the snapshot                                                             |
 
+mod live;
+mod names;
+
 use std::path::{Path, PathBuf};
 
-use super::walk::find_snapshot;
-use crate::chain::{
-    OpenOptions, OpenReport, SnapshotName, hints_between, image_file, open_chain, snapshot_path,
-    temporary_path,
-};
+use crate::chain::{OpenOptions, OpenReport, SnapshotName, image_file, open_chain, snapshot_path};
 use crate::error::{Error, Kind, Result};
-use crate::format::{Parent, Sealed, Superblock};
-use crate::layer::{self, Head, NewLayer};
-use crate::limits;
-use crate::rules::{self, Rule};
+use crate::format::{Sealed, Superblock};
+use crate::layer::{self, Head};
 use crate::storage::{File, Lock, Storage};
-use crate::units::BLOCK;
+use names::{check_mount, check_names, overlay, put_in_place, unused_name};
+
+pub use live::LiveCut;
 
 /// A snapshot that was taken.
 #[derive(Clone, Debug)]
@@ -53,17 +52,14 @@ pub async fn snapshot<S: Storage>(
 ) -> Result<Snapshot> {
     let head = image_file(storage, image)?;
     let target = snapshot_path(&head, name);
-    check_names(storage, &head, &target, name, options).await?;
-    if is_mount_point(&head) {
-        let text = "it is a mount point of its own, so no new head can take its place";
-        return Err(Error::new(Kind::Unsupported, text).at(&head));
-    }
+    check_names(storage, &head, &target, name, &options.search).await?;
+    check_mount(&head, is_mount_point)?;
     let (image, report) = open_chain(storage, &head, options).await?;
-    let Some(old) = &image.head else {
+    let Some(old) = image.head() else {
         return Err(Error::new(Kind::Usage, "a snapshot opens the image for writing").at(&head));
     };
     // Its lock is held until the old head is sealed: whoever opens the image meanwhile waits.
-    let _overlay = match replace_head(storage, old, &target).await {
+    let _overlay = match replace_head(storage, &old, &target).await {
         Ok(overlay) => overlay,
         Err(Broken { error, replaced }) => {
             if !replaced {
@@ -76,35 +72,6 @@ pub async fn snapshot<S: Storage>(
     let time_ns = storage.now_ns();
     old.seal(Sealed { name: name.as_str().to_owned(), time_ns }).await.map_err(|e| e.at(&target))?;
     Ok(Snapshot { path: target, sb: old.superblock(), report })
-}
-
-/// Nothing may be called like the new snapshot, neither a file nor a layer of the chain.
-async fn check_names<S: Storage>(
-    storage: &S,
-    head: &Path,
-    target: &Path,
-    name: &SnapshotName,
-    options: &OpenOptions,
-) -> Result<()> {
-    if head.file_name().and_then(|f| f.to_str()).is_none() {
-        return Err(Error::new(Kind::BadName, "the name is not valid UTF-8").at(head));
-    }
-    let file_name = target.file_name().unwrap_or_default();
-    if file_name.len() > limits::MAX_FILE_NAME_BYTES {
-        return Err(Error::new(Kind::BadName, "the name of its file would be too long").at(target));
-    }
-    if let Ok(meta) = storage.meta(target) {
-        // A second name of the head itself is left over from a snapshot that was broken off.
-        if storage.meta(head).is_ok_and(|h| h.id == meta.id) {
-            return Ok(());
-        }
-        return Err(Error::new(Kind::Exists, "it exists").at(target));
-    }
-    match find_snapshot(storage, head, name, &options.search).await {
-        Ok(path) => Err(Error::new(Kind::Exists, "it is the snapshot of that name").at(path)),
-        Err(e) if e.kind() == Kind::NotFound => Ok(()),
-        Err(e) => Err(e),
-    }
 }
 
 /// Why the head could not be replaced.
@@ -123,9 +90,7 @@ async fn replace_head<S: Storage>(
 ) -> std::result::Result<S::File, Broken> {
     let head = old.path();
     let unchanged = |error: Error| Broken { error, replaced: false };
-    let mut random = [0; 4];
-    storage.random(&mut random).map_err(|e| unchanged(Error::io("read random bytes", e)))?;
-    let temporary = temporary_path(head, random);
+    let temporary = unused_name(storage, head).map_err(unchanged)?;
     let overlay = make_overlay(storage, old, target, &temporary).await.map_err(unchanged)?;
     let mut linked = false;
     let replaced = put_in_place(storage, head, target, &temporary, &mut linked);
@@ -156,18 +121,6 @@ async fn make_overlay<S: Storage>(
     Ok(file)
 }
 
-fn overlay(sb: &Superblock, head: &Path, target: &Path) -> NewLayer {
-    NewLayer {
-        disk: Some(sb.disk),
-        virtual_size: sb.virtual_size,
-        sector_size: sb.sector_size,
-        journal: sb.ring().map_or(limits::DEFAULT_JOURNAL_BYTES, |ring| ring.blocks * BLOCK),
-        parent: Parent::Layer { layer: sb.layer, root_crc: None, hints: hints_between(head, target) },
-        mode: 0o600,
-        owner: None,
-    }
-}
-
 async fn finish_overlay<F: File>(file: &F, head: &F) -> Result<()> {
     if !file.try_lock(Lock::Exclusive).map_err(|e| Error::io("lock", e))? {
         return Err(Error::new(Kind::InUse, "another process took the new layer's lock"));
@@ -175,25 +128,4 @@ async fn finish_overlay<F: File>(file: &F, head: &F) -> Result<()> {
     file.copy_access(head).map_err(|e| Error::io("give the new head the old one's owner and mode", e))?;
     file.sync_data().await.result.map_err(|e| Error::io("fdatasync", e))?;
     Ok(())
-}
-
-/// The two changes of names. `linked` tells how far it came.
-fn put_in_place<S: Storage>(
-    storage: &S,
-    head: &Path,
-    target: &Path,
-    temporary: &Path,
-    linked: &mut bool,
-) -> Result<()> {
-    let dir = head.parent().unwrap_or(Path::new(""));
-    let sync = || storage.sync_dir(dir).map_err(|e| Error::io("sync directory", e).at(dir));
-    storage.link(head, target).map_err(|e| Error::io("make the snapshot's name", e).at(target))?;
-    *linked = true;
-    // The old head's second name is durable before its first one goes: it never has none.
-    if rules::holds(Rule::DirectorySync) {
-        sync()?;
-    }
-    storage.rename(temporary, head).map_err(|e| Error::io("replace the head", e).at(head))?;
-    // The new head is durable before the old one is sealed: a sealed head could not be opened for writing.
-    sync()
 }
