@@ -181,6 +181,8 @@ impl Run {
             Step::Tick => open.image.tick().await.map_err(|e| e.to_string())?,
             Step::Reopen | Step::Close | Step::Snapshot => {
                 let image = open.image.clone();
+                // The lock goes with the last who knows the head.
+                drop(head);
                 open.close().await.map_err(|e| e.to_string())?;
                 self.known.borrow_mut().sb = Some(image.superblock());
                 drop(image);
