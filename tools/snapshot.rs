@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use cowdisk::chain::{SnapshotName, image_file, split_name};
+use cowdisk::chain::{OpenReport, SnapshotName, image_file, split_name};
 use cowdisk::error::{Error, Kind, Result, printable};
-use cowdisk::ops::{self, Snapshot, process};
+use cowdisk::serve;
 use cowdisk::storage::uring::Uring;
 use serde::Serialize;
 
@@ -13,7 +13,8 @@ use crate::output::{Output, beside};
 
 /// Take a snapshot: the disk as it is now, kept in a read-only file of its own
 ///
-/// The image's path stays the disk. IMAGE@NAME is the snapshot from then on; its file is made beside the image.
+/// The image's path stays the disk. IMAGE@NAME is the snapshot from then on; its file is made beside the image. An image
+/// that is being served goes on meanwhile. Several snapshots are of one instant.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -26,7 +27,7 @@ pub(crate) struct Args {
 }
 
 #[derive(Serialize)]
-struct Taken {
+struct Listed {
     snapshots: Vec<One>,
 }
 
@@ -42,12 +43,11 @@ pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
     let wanted = args.snapshots.iter().map(parse).collect::<Result<Vec<_>>>()?;
     refuse_one_image_twice(&wanted)?;
     let mut taken = Vec::new();
-    for (image, name) in wanted {
-        let snapshot = take(image.clone(), name.clone())?;
-        if let Some(text) = recovered(&snapshot) {
+    for ((image, name), snapshot) in wanted.iter().zip(serve::snapshot(&wanted, &engine::to_write())?) {
+        if let Some(text) = snapshot.report.as_ref().and_then(recovered) {
             out.note(format!("{}: {text}", image.display()));
         }
-        let path = beside(&image, &snapshot.path).to_string_lossy().into_owned();
+        let path = beside(image, &snapshot.path).to_string_lossy().into_owned();
         if !out.json() {
             out.line(printable(&path))?;
         }
@@ -55,11 +55,11 @@ pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
             image: image.to_string_lossy().into_owned(),
             name: name.as_str().to_owned(),
             path,
-            layer_id: snapshot.sb.layer.to_string(),
+            layer_id: snapshot.layer_id,
         });
     }
     if out.json() {
-        out.object(&Taken { snapshots: taken })?;
+        out.object(&Listed { snapshots: taken })?;
     }
     Ok(0)
 }
@@ -83,15 +83,9 @@ fn refuse_one_image_twice(wanted: &[(PathBuf, SnapshotName)]) -> Result<()> {
     Ok(())
 }
 
-fn take(image: PathBuf, name: SnapshotName) -> Result<Snapshot> {
-    engine::run(async move {
-        ops::snapshot(&Uring, &image, &name, &engine::to_write(), process::is_mount_point).await
-    })
-}
-
 /// What opening the image had to do, in a few words.
-fn recovered(snapshot: &Snapshot) -> Option<String> {
-    let recovery = &snapshot.report.recovery;
+fn recovered(report: &OpenReport) -> Option<String> {
+    let recovery = &report.recovery;
     recovery.needed.then(|| {
         let (applied, left) = (recovery.applied, recovery.left_out.len());
         format!("recovered: {applied} journal records applied, {left} unacknowledged ones left out")

@@ -14,7 +14,7 @@ pub use check::{CheckOptions, CheckReport, Code, Finding, Findings, Severity, St
 pub use create::{BaseFormat, CreateOptions, create};
 pub use info::{LayerInfo, info, info_chain};
 pub use map::{MapRun, RunState, map};
-pub use snapshot::{LiveCut, Snapshot, snapshot};
+pub use snapshot::{LiveCut, OfflineSnapshot, Snapshot, snapshot};
 pub use walk::{Chain, Link, find_snapshot, locate, read_superblock, walk};
 
 use std::path::Path;

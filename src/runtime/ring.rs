@@ -44,7 +44,9 @@ impl Default for RingOptions {
 pub(super) struct Inner {
     ring: RefCell<IoUring>,
     pub(super) slots: RefCell<Slab<Slot>>,
-    local: RefCell<RunQueue>,
+    pub(super) local: RefCell<RunQueue>,
+    /// The tasks that have not ended.
+    pub(super) alive: RefCell<Slab<Waker>>,
     pub(super) shared: Arc<Shared>,
     /// Wakers of the completions of one turn; they run only after the table is free again.
     woken: RefCell<Vec<Waker>>,
@@ -124,6 +126,7 @@ impl Runtime {
             slots: RefCell::new(Slab::with_capacity(options.entries as usize * 2)),
             local: RefCell::new(RunQueue::with_capacity(256)),
             shared: task::new_shared(new_eventfd()?),
+            alive: RefCell::default(),
             woken: RefCell::new(Vec::with_capacity(options.entries as usize)),
             wake_buf: IoBuf::zeroed(8),
             wake_armed: Cell::new(false),
@@ -166,9 +169,8 @@ impl Drop for ResetCurrent {
 impl Drop for Runtime {
     fn drop(&mut self) {
         // Tasks hold operations, which hold `inner`: without this the cycle would keep ring and files open.
+        task::drop_all(&self.inner);
         self.inner.shared.remote.close();
-        let tasks: Vec<Runnable> = self.inner.local.borrow_mut().drain(..).collect();
-        drop(tasks);
         self.inner.drain();
     }
 }
@@ -349,6 +351,35 @@ mod tests {
             spawn(async { sleep(Duration::from_secs(3600)).await });
         });
         drop(rt);
+    }
+
+    #[test]
+    fn tasks_end_with_their_runtime_and_a_late_wake_up_finds_none() {
+        struct Gone(Arc<Mutex<Option<std::thread::ThreadId>>>);
+        impl Drop for Gone {
+            fn drop(&mut self) {
+                *self.0.lock().unwrap() = Some(std::thread::current().id());
+            }
+        }
+        let waker: Arc<Mutex<Option<Waker>>> = Arc::default();
+        let gone = Arc::default();
+        let (theirs, dropped) = (waker.clone(), Gone(Arc::clone(&gone)));
+        let id = std::thread::spawn(move || {
+            let rt = runtime();
+            rt.block_on(async move {
+                spawn(std::future::poll_fn(move |cx| {
+                    let _ = &dropped;
+                    *theirs.lock().unwrap() = Some(cx.waker().clone());
+                    Poll::<()>::Pending
+                }));
+                sleep(Duration::from_millis(1)).await;
+            });
+            drop(rt);
+            std::thread::current().id()
+        });
+        let id = id.join().unwrap();
+        assert_eq!(*gone.lock().unwrap(), Some(id), "the task is dropped by its own thread");
+        waker.lock().unwrap().take().unwrap().wake();
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use async_task::{Runnable, Task};
 use concurrent_queue::ConcurrentQueue;
@@ -25,10 +26,10 @@ pub(super) struct Shared {
 
 impl Shared {
     fn wake_remote(&self, task: Runnable) {
-        // An unbounded queue refuses only when closed, which happens when the thread has ended: the task's
-        // memory goes with it.
-        if self.remote.push(task).is_err() {
-            return;
+        // An unbounded queue refuses only when closed, which happens when the runtime has ended, after all its tasks.
+        // Should one be left its future must not be dropped here, on another thread than its own.
+        if let Err(late) = self.remote.push(task) {
+            return std::mem::forget(late.into_inner());
         }
         if self.sleeping.swap(false, Ordering::SeqCst) {
             ring::signal(self.eventfd.as_raw_fd());
@@ -65,15 +66,51 @@ impl<T> Drop for JoinHandle<T> {
 /// # Panics
 /// Outside of a [`super::Runtime`].
 pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> JoinHandle<T> {
-    let shared = ring::with_current(|inner| inner.shared.clone());
+    let inner = ring::with_current(Rc::clone);
+    let shared = inner.shared.clone();
     let schedule = move |task: Runnable| {
         if let Some(task) = ring::push_local(&shared, task) {
             shared.wake_remote(task);
         }
     };
-    let (runnable, task) = async_task::spawn_local(future, schedule);
+    let key = inner.alive.borrow().vacant_key();
+    let alive = Alive { inner: inner.clone(), key };
+    let (runnable, task) = async_task::spawn_local(
+        async move {
+            let _alive = alive;
+            future.await
+        },
+        schedule,
+    );
+    inner.alive.borrow_mut().insert(runnable.waker());
     runnable.schedule();
     JoinHandle(Some(task))
+}
+
+/// Takes a task that has ended, or was dropped, off the list of its runtime.
+struct Alive {
+    inner: Rc<ring::Inner>,
+    key: usize,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.inner.alive.borrow_mut().try_remove(self.key);
+    }
+}
+
+/// Drops the futures of all tasks, on their own thread: a wake-up that comes later finds nothing to run.
+pub(super) fn drop_all(inner: &ring::Inner) {
+    loop {
+        // Whoever sleeps is put into the queue, where it can be reached.
+        let sleeping: Vec<Waker> = inner.alive.borrow().iter().map(|(_, waker)| waker.clone()).collect();
+        sleeping.into_iter().for_each(Waker::wake);
+        let mut found: Vec<Runnable> = inner.local.borrow_mut().drain(..).collect();
+        found.extend(inner.shared.remote.try_iter());
+        if found.is_empty() {
+            return;
+        }
+    }
 }
 
 pub(super) fn new_shared(eventfd: OwnedFd) -> Arc<Shared> {

@@ -1,18 +1,23 @@
 //! The thread beside the queues: it opens the image, runs its background tasks, and closes it.
 
-use std::future::poll_fn;
-use std::pin::pin;
+use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
-use std::task::Poll;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::Log;
+use super::daemon::Event;
+use super::jobs::{Jobs, SnapshotJob, Step, first_of};
 use super::open::{OpenRequest, Opened, open};
+use super::{Log, Mode};
+use serde_json::{Value, json};
+
 use crate::chain::Image;
+use crate::ops::{LiveCut, process};
 use crate::runtime::sync::Monitor;
 use crate::runtime::{RingOptions, Runtime, sleep, spawn, thread};
+use crate::storage::File;
 use crate::storage::uring::Uring;
 use crate::{Error, Kind, Result};
 
@@ -44,7 +49,7 @@ impl Background {
     /// Starts the thread, which opens the image and hands it to `opened`.
     pub(super) fn start(
         request: OpenRequest,
-        log: Log,
+        (log, jobs, events): (Log, Jobs, Sender<Event>),
         opened: impl FnOnce(Result<Opened>) + Send + 'static,
     ) -> Result<Background> {
         let phase = Arc::new(Monitor::new(Phase::Running));
@@ -58,12 +63,14 @@ impl Background {
                 Err(e) => return opened(Err(Error::io("set up io_uring on this host", e))),
             };
             runtime.block_on(async move {
+                let snapshots =
+                    Snapshots { jobs, events, mode: request.mode, search: request.search.clone() };
                 match open(request).await {
                     Ok(image) => {
                         let kept = image.image.clone();
                         opened(Ok(image));
                         // Nobody listens any more only if the process is ending anyhow.
-                        let _ = sender.send(live(kept, ours, log).await);
+                        let _ = sender.send(live(kept, ours, log, snapshots).await);
                     }
                     Err(e) => opened(Err(e)),
                 }
@@ -91,12 +98,20 @@ impl Background {
 }
 
 /// The image's life from open to closed.
-async fn live(image: Arc<Image<Uring>>, phase: Arc<Monitor<Phase>>, log: Log) -> Result<()> {
+async fn live(
+    image: Arc<Image<Uring>>,
+    phase: Arc<Monitor<Phase>>,
+    log: Log,
+    snapshots: Snapshots,
+) -> Result<()> {
     // Closing needs them too, so they run until it is done.
-    let (checkpoints, growth, ring) = (image.clone(), image.clone(), image.clone());
+    let (checkpoints, growth, ring, seals) = (image.clone(), image.clone(), image.clone(), image.clone());
     run_until(&phase, Phase::Closed, async move { checkpoints.run_checkpoints().await });
     run_until(&phase, Phase::Closed, async move { growth.run_growth().await });
     run_until(&phase, Phase::Closed, async move { ring.run_ring_growth().await });
+    run_until(&phase, Phase::Closed, async move { seals.run_seals().await });
+    let (on, until) = (image.clone(), phase.clone());
+    run_until(&phase, Phase::Closing, async move { snapshots.run(on, until).await });
     let (holes, told) = (image.clone(), log.clone());
     run_until(&phase, Phase::Closing, async move {
         if let Err(e) = holes.find_holes().await {
@@ -107,6 +122,64 @@ async fn live(image: Arc<Image<Uring>>, phase: Arc<Monitor<Phase>>, log: Log) ->
     let closed = image.close().await;
     phase.update(|phase| *phase = Phase::Closed);
     closed
+}
+
+/// What live snapshots need to know of the daemon.
+struct Snapshots {
+    jobs: Jobs,
+    events: Sender<Event>,
+    mode: Mode,
+    search: Vec<PathBuf>,
+}
+
+impl Snapshots {
+    /// Takes snapshots as clients ask for them. One that is under way when the image is to be closed is given up.
+    async fn run(self, image: Arc<Image<Uring>>, phase: Arc<Monitor<Phase>>) {
+        let ours = Rc::new(self);
+        loop {
+            let job = ours.jobs.next().await;
+            let (ours, image, phase) = (ours.clone(), image.clone(), phase.clone());
+            drop(spawn(async move {
+                let taken = ours.take(&image, &phase, &job).await;
+                // Before the client is told: it may look for what belongs to the image.
+                drop(image);
+                if let Some(answer) = taken.transpose() {
+                    job.answer(answer);
+                }
+            }));
+        }
+    }
+
+    /// Goes through the steps of a snapshot. `None`: its client does not want it any more.
+    async fn take(
+        &self,
+        image: &Image<Uring>,
+        phase: &Monitor<Phase>,
+        job: &SnapshotJob,
+    ) -> Result<Option<Value>> {
+        if self.mode == Mode::Temporary {
+            let text = "what is written to a temporary disk vanishes with it, and cannot be kept";
+            return Err(Error::new(Kind::Unsupported, text).at(image.path()));
+        }
+        let closing = || phase.wait(|phase| (*phase >= Phase::Closing).then_some(()));
+        let cut = LiveCut::prepare(&Uring, image, &job.name, &self.search, process::is_mount_point).await?;
+        job.answer(Ok(json!({ "prepared": true })));
+        if !job.wanted(Step::Hold, closing()).await {
+            return Ok(None);
+        }
+        cut.hold().await?;
+        job.answer(Ok(json!({ "held": true })));
+        if !job.wanted(Step::Cut, closing()).await {
+            return Ok(None);
+        }
+        let (path, sb) = cut.cut();
+        let file = image.chain().top().reader.file.meta();
+        if let Ok(meta) = file {
+            // Nobody listens any more only when the process ends.
+            let _ = self.events.send(Event::NewHead(meta.id));
+        }
+        Ok(Some(json!({ "path": path.to_string_lossy(), "layer_id": sb.layer.to_string() })))
+    }
 }
 
 /// Ticks until the image is to be closed; never breaks off in the middle of one.
@@ -130,13 +203,5 @@ fn run_until(phase: &Arc<Monitor<Phase>>, end: Phase, task: impl Future<Output =
 
 /// Runs `task` to its end, or until the phase `end`; `true` in the second case.
 async fn reached(phase: &Monitor<Phase>, end: Phase, task: impl Future<Output = ()>) -> bool {
-    let mut over = pin!(phase.wait(|phase| (*phase >= end).then_some(())));
-    let mut task = pin!(task);
-    poll_fn(|cx| {
-        if over.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(true);
-        }
-        task.as_mut().poll(cx).map(|()| false)
-    })
-    .await
+    first_of(phase.wait(|phase| (*phase >= end).then_some(())), task).await.is_some()
 }

@@ -2,12 +2,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::control::{Request, VERSION, WireError};
+use super::control::{Request, WireError};
 use super::registry::Entry;
 use crate::{Error, Kind, Result};
 
@@ -28,38 +28,60 @@ pub(super) fn answers(entry: &Entry) -> bool {
 
 /// Asks for the state; [`Kind::NotFound`] if nobody listens.
 pub(super) fn status(socket: &Path) -> Result<Value> {
-    Ok(call(socket, "status", false, ANSWER)?.0)
+    Connection::open(socket, ANSWER)?.call(&Request::new("status"))
 }
 
 /// Asks the daemon to end; returns when it has ended.
 pub(super) fn stop(socket: &Path, force: bool) -> Result<()> {
-    let (_, mut connection) = call(socket, "stop", force, STOP)?;
+    let mut connection = Connection::open(socket, STOP)?;
+    connection.call(&Request { force, ..Request::new("stop") })?;
     // The end of the connection is the end of the process, and of its lock on the image.
-    match connection.read(&mut [0]) {
+    match connection.stream.read_to_end(&mut Vec::new()) {
         Ok(_) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
         Err(e) => Err(Error::io("the daemon has stopped serving, but does not end", e).at(socket)),
     }
 }
 
-fn call(socket: &Path, command: &str, force: bool, patience: Duration) -> Result<(Value, UnixStream)> {
-    let connection = UnixStream::connect(socket).map_err(|e| refused(e).at(socket))?;
-    let fail = |e| Error::io("the daemon does not answer", e).at(socket);
-    connection.set_read_timeout(Some(patience)).map_err(fail)?;
-    connection.set_write_timeout(Some(patience)).map_err(fail)?;
-    let request = Request { v: VERSION, command: command.into(), force };
-    let line = serde_json::to_string(&request).map_err(|e| fail(std::io::Error::other(e)))?;
-    (&connection).write_all(format!("{line}\n").as_bytes()).map_err(fail)?;
-    let mut answer = Vec::new();
-    BufReader::new(&connection).take(MAX_ANSWER).read_until(b'\n', &mut answer).map_err(fail)?;
-    if answer.is_empty() {
-        return Err(Error::new(Kind::NotFound, "the daemon ended without an answer").at(socket));
+/// A connection to a daemon.
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: PathBuf,
+    stream: UnixStream,
+}
+
+impl Connection {
+    /// Waits for each answer for as long as `patience`.
+    pub(super) fn open(socket: &Path, patience: Duration) -> Result<Connection> {
+        let stream = UnixStream::connect(socket).map_err(|e| refused(e).at(socket))?;
+        let connection = Connection { socket: socket.to_owned(), stream };
+        let set = connection.stream.set_read_timeout(Some(patience));
+        set.and_then(|()| connection.stream.set_write_timeout(Some(patience)))
+            .map_err(|e| connection.silent(e))?;
+        Ok(connection)
     }
-    let value: Value = serde_json::from_slice(&answer).map_err(|e| fail(std::io::Error::other(e)))?;
-    match value.get("error") {
-        Some(error) => Err(serde_json::from_value::<WireError>(error.clone())
-            .map_or_else(|_| Error::new(Kind::Io, error.to_string()), Error::from)),
-        None => Ok((value, connection)),
+
+    fn silent(&self, source: std::io::Error) -> Error {
+        Error::io("the daemon does not answer", source).at(&self.socket)
+    }
+
+    /// One request and its answer.
+    pub(super) fn call(&self, request: &Request) -> Result<Value> {
+        let line = serde_json::to_string(request).map_err(|e| self.silent(std::io::Error::other(e)))?;
+        (&self.stream).write_all(format!("{line}\n").as_bytes()).map_err(|e| self.silent(e))?;
+        let mut answer = Vec::new();
+        let mut reader = BufReader::new(&self.stream).take(MAX_ANSWER);
+        reader.read_until(b'\n', &mut answer).map_err(|e| self.silent(e))?;
+        if answer.is_empty() {
+            return Err(Error::new(Kind::NotFound, "the daemon ended without an answer").at(&self.socket));
+        }
+        let value: Value =
+            serde_json::from_slice(&answer).map_err(|e| self.silent(std::io::Error::other(e)))?;
+        match value.get("error") {
+            Some(error) => Err(serde_json::from_value::<WireError>(error.clone())
+                .map_or_else(|_| Error::new(Kind::Io, error.to_string()), Error::from)),
+            None => Ok(value),
+        }
     }
 }
 

@@ -1,8 +1,16 @@
 //! The control socket of a daemon: one JSON object per line in each direction.
 //!
-//! `{"v":1,"command":"status"}` is answered with one object; `{"v":1,"command":"stop","force":false}` with
-//! `{"v":1,"stopped":true}` when the image is closed; anything that fails with `{"v":1,"error":{…}}`. Clients are not
-//! trusted with more than the socket's permissions say: lines, connections and waiting times are bounded.
+//! | request                                      | answer                                                            |
+//! |----------------------------------------------|-------------------------------------------------------------------|
+//! | `{"v":1,"command":"status"}`                 | one object                                                        |
+//! | `{"v":1,"command":"stop","force":false}`     | `{"v":1,"stopped":true}`, when the image is closed                |
+//! | `{"v":1,"command":"snapshot","name":"s1"}`   | `{"v":1,"prepared":true}`: everything is ready, requests go on    |
+//! | then `{"v":1,"command":"hold"}`              | `{"v":1,"held":true}`: all is durable, requests wait              |
+//! | then `{"v":1,"command":"cut"}`               | `{"v":1,"path":…,"layer_id":…}`: the snapshot is taken            |
+//!
+//! Anything that fails is answered with `{"v":1,"error":{…}}`. A snapshot that its client leaves half done, by closing
+//! the connection or by taking too long, was none. Clients are not trusted with more than the socket's permissions say:
+//! lines, connections and waiting times are bounded.
 
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -19,11 +27,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::daemon::{Event, StopRequest};
+use super::jobs::{Jobs, Step, Talk};
+use crate::chain::SnapshotName;
 use crate::runtime::net::{self, Direction};
 use crate::{Error, Kind, Result};
 
 /// Version of the protocol.
 pub(super) const VERSION: u32 = 1;
+const COMMANDS: [&str; 5] = ["status", "stop", "snapshot", "hold", "cut"];
 /// Longest request in bytes.
 const MAX_LINE: u64 = 64 << 10;
 /// Connections at once; further ones are closed.
@@ -38,6 +49,14 @@ pub(super) struct Request {
     pub(super) command: String,
     #[serde(default)]
     pub(super) force: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<String>,
+}
+
+impl Request {
+    pub(super) fn new(command: &str) -> Request {
+        Request { v: VERSION, command: command.into(), force: false, name: None }
+    }
 }
 
 /// An error as it travels, and as `--json` prints it.
@@ -46,12 +65,19 @@ pub(super) struct WireError {
     pub(super) code: String,
     pub(super) path: Option<String>,
     pub(super) message: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) hint: Option<String>,
 }
 
 impl From<&Error> for WireError {
     fn from(error: &Error) -> WireError {
         let path = error.path().map(|path| path.to_string_lossy().into_owned());
-        WireError { code: error.kind().code().into(), path, message: error.message() }
+        WireError {
+            code: error.kind().code().into(),
+            path,
+            message: error.message(),
+            hint: error.hint_text().map(str::to_owned),
+        }
     }
 }
 
@@ -64,9 +90,16 @@ impl From<WireError> for Error {
             "permission" => Kind::Permission,
             "no_space" => Kind::NoSpace,
             "corrupt" => Kind::Corrupt,
+            "exists" => Kind::Exists,
+            "bad_name" => Kind::BadName,
+            "parent_missing" => Kind::ParentMissing,
+            "parent_changed" => Kind::ParentChanged,
             _ => Kind::Io,
         };
-        let error = Error::new(kind, wire.message);
+        let mut error = Error::new(kind, wire.message);
+        if let Some(hint) = wire.hint {
+            error = error.hint(hint);
+        }
         match wire.path {
             Some(path) => error.at(path),
             None => error,
@@ -98,12 +131,12 @@ impl Control {
         path: PathBuf,
         access: SocketAccess,
         report: Report,
-        events: Sender<Event>,
+        (events, jobs): (Sender<Event>, Jobs),
     ) -> Result<Control> {
         let fail = |e| Error::io("cannot make the control socket", e).at(&path);
         let listener = bind(&path, access).map_err(fail)?;
         let accepting = UnixListener::from(listener.try_clone().map_err(fail)?);
-        let server = Arc::new(Server { report, events, open: AtomicUsize::new(0) });
+        let server = Arc::new(Server { report, events, jobs, open: AtomicUsize::new(0) });
         std::thread::Builder::new()
             .name("control".into())
             .spawn(move || server.run(&accepting))
@@ -141,6 +174,7 @@ fn bind(path: &Path, access: SocketAccess) -> io::Result<OwnedFd> {
 struct Server {
     report: Report,
     events: Sender<Event>,
+    jobs: Jobs,
     open: AtomicUsize,
 }
 
@@ -167,6 +201,7 @@ impl Server {
         client.set_read_timeout(Some(PATIENCE))?;
         client.set_write_timeout(Some(PATIENCE))?;
         let mut reader = BufReader::new(client);
+        let mut snapshot = None;
         loop {
             let mut line = Vec::new();
             (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line)?;
@@ -175,11 +210,36 @@ impl Server {
             }
             match parse(&line) {
                 Ok(request) if request.command == "stop" => return self.stop(client, request.force),
-                Ok(_) => send(client, &(self.report)())?,
+                Ok(request) if request.command == "status" => send(client, &(self.report)())?,
+                Ok(request) => match self.snapshot(&request, &mut snapshot) {
+                    Ok(answer) => send(client, &answer)?,
+                    Err(e) => {
+                        snapshot = None;
+                        send(client, &failed(&e))?;
+                    }
+                },
                 Err(e) => send(client, &failed(&e))?,
             }
             if line.last() != Some(&b'\n') {
                 return Ok(());
+            }
+        }
+    }
+
+    /// One step of a snapshot.
+    fn snapshot(&self, request: &Request, talk: &mut Option<Talk>) -> Result<Value> {
+        match (request.command.as_str(), &talk) {
+            ("snapshot", None) => {
+                let name = SnapshotName::new(request.name.as_deref().unwrap_or_default())?;
+                talk.insert(self.jobs.snapshot(name)).wait(Step::Prepare)
+            }
+            ("hold", Some(talk)) => talk.wait(Step::Hold),
+            ("cut", Some(_)) => match talk.take() {
+                Some(talk) => talk.wait(Step::Cut),
+                None => Err(is_ending()),
+            },
+            (command, _) => {
+                Err(Error::new(Kind::Usage, format!("{command:?} is not what comes next in a snapshot")))
             }
         }
     }
@@ -211,14 +271,14 @@ impl Server {
 fn parse(line: &[u8]) -> Result<Request> {
     let request: Request =
         serde_json::from_slice(line).map_err(|e| Error::new(Kind::Usage, format!("not a request: {e}")))?;
-    if request.v != VERSION || !["status", "stop"].contains(&request.command.as_str()) {
+    if request.v != VERSION || !COMMANDS.contains(&request.command.as_str()) {
         let text = format!("version {} of command {:?} is not known here", request.v, request.command);
         return Err(Error::new(Kind::Unsupported, text));
     }
     Ok(request)
 }
 
-fn is_ending() -> Error {
+pub(super) fn is_ending() -> Error {
     Error::new(Kind::NotFound, "the daemon is ending")
 }
 
@@ -242,7 +302,7 @@ mod tests {
     #[test]
     fn requests_have_a_version_and_a_command() {
         let stop = parse(b"{\"v\":1,\"command\":\"stop\",\"force\":true}\n").unwrap();
-        assert_eq!(stop, Request { v: 1, command: "stop".into(), force: true });
+        assert_eq!(stop, Request { force: true, ..Request::new("stop") });
         assert!(!parse(b"{\"v\":1,\"command\":\"status\"}").unwrap().force);
         for bad in [&b"{}"[..], b"", b"[]", b"{\"v\":2,\"command\":\"stop\"}", b"{\"v\":1,\"command\":\"x\"}"]
         {
@@ -265,7 +325,7 @@ mod tests {
         let meta = std::os::unix::fs::MetadataExt::uid(&fs::metadata(dir.path()).unwrap());
         let access = SocketAccess { mode: 0o640, owner: (meta, meta) };
         let report: Report = Arc::new(|| json!({ "state": "ok" }));
-        let control = Control::listen(path.clone(), access, report, events).unwrap();
+        let control = Control::listen(path.clone(), access, report, (events, Jobs::default())).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
 
         let client = UnixStream::connect(&path).unwrap();

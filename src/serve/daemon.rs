@@ -3,11 +3,13 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::background::Background;
+use super::jobs::Jobs;
 use super::open::{self, OpenRequest, Opened};
 use super::start::{Plan, start};
 use super::sys::{Signal, Signals};
 use super::{Log, ServeOptions};
 use crate::error::printable;
+use crate::storage::FileId;
 use crate::{Error, Kind, Result};
 
 /// What a daemon waits for.
@@ -19,6 +21,8 @@ pub(super) enum Event {
     Signal(Signal),
     /// A client wants the image to be stopped.
     Stop(StopRequest),
+    /// A snapshot was taken: the image's path names another file now.
+    NewHead(FileId),
 }
 
 /// A client's wish.
@@ -47,10 +51,12 @@ pub fn serve(options: &ServeOptions, log: &Log, ready: impl FnOnce(&str)) -> Res
     let plan = Plan::make(options)?;
     let request = plan.open_request(options);
     let (opened, signalled) = (sender.clone(), sender.clone());
+    let jobs = Jobs::default();
     // Nobody listens any more only when the process ends.
-    let background = Background::start(request.clone(), log.clone(), move |result| {
-        let _ = opened.send(Event::Opened(Box::new(result)));
-    })?;
+    let background =
+        Background::start(request.clone(), (log.clone(), jobs.clone(), sender.clone()), move |result| {
+            let _ = opened.send(Event::Opened(Box::new(result)));
+        })?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
@@ -67,7 +73,7 @@ pub fn serve(options: &ServeOptions, log: &Log, ready: impl FnOnce(&str)) -> Res
     if let Some(line) = open::describe(&opened.report, options.mode) {
         log.say(&format!("{}: {line}", printable(&plan.path.to_string_lossy())));
     }
-    let session = start(options, plan, opened.image, background, (sender, events), log)?;
+    let session = start(options, plan, opened.image, background, (sender, events, jobs), log)?;
     session.run(options, ready)
 }
 

@@ -4,11 +4,11 @@ use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::client;
 use super::open::{locate, recorded_holder};
 use super::registry::{Entry, Registry};
 use super::start::clean_up;
 use super::status::ImageStatus;
+use super::{Mode, client};
 use crate::storage::FileId;
 use crate::ublk::{self, State};
 use crate::{Error, Kind, Result};
@@ -140,6 +140,24 @@ fn find(target: &OsStr, search: &[PathBuf]) -> Result<Vec<Found>> {
     let socket = recorded_holder(&path)?.map(|holder| PathBuf::from(holder.socket));
     let listening = |socket: &PathBuf| std::os::unix::net::UnixStream::connect(socket).is_ok();
     Ok(socket.filter(listening).map(Found::Daemon).into_iter().collect())
+}
+
+/// The control socket of the daemon that writes the image `path`; `None`: there is none.
+pub(super) fn writer_of(path: &Path) -> Result<Option<PathBuf>> {
+    let writes = |entry: &Entry| entry.mode == Mode::Write;
+    let of_path = all(|entry| writes(entry) && entry.is_of(path));
+    let daemon = |found: Vec<Found>| {
+        found.into_iter().find_map(|found| match found {
+            Found::Daemon(socket) => Some(socket),
+            Found::Waiting(..) => None,
+        })
+    };
+    if let Some(socket) = daemon(of_path) {
+        return Ok(Some(socket));
+    }
+    let socket = recorded_holder(path)?.map(|holder| PathBuf::from(holder.socket));
+    let listening = |socket: &PathBuf| std::os::unix::net::UnixStream::connect(socket).is_ok();
+    Ok(socket.filter(listening))
 }
 
 /// A device as it stands in an entry, if `target` names one.

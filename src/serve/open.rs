@@ -108,7 +108,7 @@ pub(super) fn locate(given: &Path, search: &[PathBuf]) -> Result<PathBuf> {
 }
 
 /// Runs `future` on the calling thread.
-fn run<T: 'static>(future: impl Future<Output = Result<T>> + 'static) -> Result<T> {
+pub(super) fn run<T: 'static>(future: impl Future<Output = Result<T>> + 'static) -> Result<T> {
     let runtime =
         Runtime::new(RingOptions::default()).map_err(|e| Error::io("set up io_uring on this host", e))?;
     runtime.block_on(future)

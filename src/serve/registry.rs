@@ -100,6 +100,11 @@ impl Entry {
         }
     }
 
+    /// The image is in another file now.
+    pub(super) fn set_file(&mut self, file: FileId) {
+        (self.dev, self.ino) = (file.dev, file.ino);
+    }
+
     /// The tag of the device's start.
     pub fn tag(&self) -> u64 {
         u64::from_str_radix(&self.tag, 16).unwrap_or(0)

@@ -10,6 +10,7 @@ use super::daemon::{Event, StopRequest};
 use super::frontend::Frontend;
 use super::registry::{Entry, Registry};
 use super::{Log, ServeOptions};
+use crate::storage::FileId;
 use crate::{Error, Kind, Result};
 
 /// Time between two looks whether somebody else has ended the device.
@@ -75,6 +76,7 @@ impl Session {
                     Ok(()) => return self.close_and_tell(&request).map(|()| 0),
                     Err(e) => tell(&request, Err(e)),
                 },
+                Ok(Event::NewHead(file)) => self.new_head(file),
                 Err(RecvTimeoutError::Timeout) if self.ended_by_others() => {
                     return self.close(End::Gone).map(|()| 0);
                 }
@@ -92,6 +94,7 @@ impl Session {
                     let error = Error::new(Kind::InUse, "it is served for a command that runs");
                     tell(&request, Err(error.at(&self.entry.place)));
                 }
+                Ok(Event::NewHead(file)) => self.new_head(file),
                 Ok(Event::Stop(request)) => {
                     running.send(libc::SIGTERM);
                     match self.stop(true) {
@@ -108,6 +111,14 @@ impl Session {
                 let end = self.end_after_command();
                 return self.close(end).map(|()| code);
             }
+        }
+    }
+
+    /// The image's path names another file now: whoever looks for the image by its file must find it.
+    fn new_head(&mut self, file: FileId) {
+        self.entry.set_file(file);
+        if let Err(e) = self.registry.store(&self.entry) {
+            self.log.say(&e.to_string());
         }
     }
 

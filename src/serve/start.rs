@@ -13,6 +13,7 @@ use super::control::{self, Control, Report, SocketAccess, VERSION};
 use super::daemon::Event;
 use super::disk::ImageDisk;
 use super::frontend::{Frontend, FrontendKind, SocketOwner};
+use super::jobs::Jobs;
 use super::open::{OpenRequest, file_id, locate, overlay_path};
 use super::registry::{self, Entry, Identity, Registry};
 use super::session::Session;
@@ -104,11 +105,11 @@ pub(super) fn start(
     plan: Plan,
     image: Arc<Image<Uring>>,
     background: Background,
-    events: (Sender<Event>, Receiver<Event>),
+    events: (Sender<Event>, Receiver<Event>, Jobs),
     log: &Log,
 ) -> Result<Session> {
     let starting = Starting { options, plan: &plan, image: &image, log };
-    match starting.run(events.0) {
+    match starting.run((events.0, events.2)) {
         Ok(Started { frontend, control, entry }) => Ok(Session {
             frontend: Some(frontend),
             background,
@@ -140,7 +141,7 @@ struct Started {
 }
 
 impl Starting<'_> {
-    fn run(&self, events: Sender<Event>) -> Result<Started> {
+    fn run(&self, events: (Sender<Event>, Jobs)) -> Result<Started> {
         clean_up(&self.plan.registry);
         let waiting = self.find_waiting()?;
         let tag = waiting.as_ref().map_or(self.plan.tag, |(_, device)| device.tag);

@@ -225,6 +225,8 @@ impl ImageStatus {
         let (node_bytes, span_bytes) = image.cache_bytes();
         let message = |message| Trouble { message, hint: None };
         let walking = head.is_some_and(|stats| !stats.space.holes_known);
+        let jobs = [(walking, "find_free_space"), (chain.sealing.is_some(), "seal_snapshot")];
+        let jobs = jobs.into_iter().filter(|(running, _)| *running).map(|(_, job)| Job { job: job.into() });
         ImageStatus {
             reason,
             virtual_size: Some(image.geometry().size),
@@ -233,7 +235,7 @@ impl ImageStatus {
             bytes: Some(sum(|of| of.bytes.load(Ordering::Relaxed))),
             failed: Some(sum(|of| of.errors.load(Ordering::Relaxed))),
             errors: image.last_errors().into_iter().map(message).collect(),
-            jobs: if walking { vec![Job { job: "find_free_space".into() }] } else { Vec::new() },
+            jobs: jobs.collect(),
             journal: head.as_ref().map(journal),
             pending_blocks: head.map(|stats| stats.pending as u64),
             caches: Some(CacheStatus { budget_bytes: cache_bytes, node_bytes, span_bytes }),

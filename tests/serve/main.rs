@@ -12,6 +12,7 @@ mod ends;
 mod foreign;
 mod modes;
 mod names;
+mod snapshots;
 
 use std::time::{Duration, Instant};
 

@@ -15,8 +15,9 @@ mod live;
 mod names;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::chain::{OpenOptions, OpenReport, SnapshotName, image_file, open_chain, snapshot_path};
+use crate::chain::{Image, OpenOptions, OpenReport, SnapshotName, image_file, open_chain, snapshot_path};
 use crate::error::{Error, Kind, Result};
 use crate::format::{Sealed, Superblock};
 use crate::layer::{self, Head};
@@ -50,28 +51,74 @@ pub async fn snapshot<S: Storage>(
     options: &OpenOptions,
     is_mount_point: fn(&Path) -> bool,
 ) -> Result<Snapshot> {
-    let head = image_file(storage, image)?;
-    let target = snapshot_path(&head, name);
-    check_names(storage, &head, &target, name, &options.search).await?;
-    check_mount(&head, is_mount_point)?;
-    let (image, report) = open_chain(storage, &head, options).await?;
-    let Some(old) = image.head() else {
-        return Err(Error::new(Kind::Usage, "a snapshot opens the image for writing").at(&head));
-    };
-    // Its lock is held until the old head is sealed: whoever opens the image meanwhile waits.
-    let _overlay = match replace_head(storage, &old, &target).await {
-        Ok(overlay) => overlay,
-        Err(Broken { error, replaced }) => {
-            if !replaced {
-                // The image is as it was; that it could not be closed matters less than why.
-                let _ = image.close().await;
+    OfflineSnapshot::open(storage, image, name, options, is_mount_point).await?.take().await
+}
+
+/// An image that was opened for nothing but a snapshot: as long as it is open nobody changes it.
+#[derive(Debug)]
+pub struct OfflineSnapshot<S: Storage> {
+    storage: S,
+    image: Image<S>,
+    old: Arc<Head<S>>,
+    report: OpenReport,
+    name: SnapshotName,
+    target: PathBuf,
+}
+
+impl<S: Storage> OfflineSnapshot<S> {
+    /// The first half of [`snapshot`]: checks names, opens the image and recovers it.
+    ///
+    /// # Errors
+    /// As [`snapshot`]; nothing but recovery was done.
+    pub async fn open(
+        storage: &S,
+        image: &Path,
+        name: &SnapshotName,
+        options: &OpenOptions,
+        is_mount_point: fn(&Path) -> bool,
+    ) -> Result<OfflineSnapshot<S>> {
+        let head = image_file(storage, image)?;
+        let target = snapshot_path(&head, name);
+        check_names(storage, &head, &target, name, &options.search).await?;
+        check_mount(&head, is_mount_point)?;
+        let (image, report) = open_chain(storage, &head, options).await?;
+        let Some(old) = image.head() else {
+            return Err(Error::new(Kind::Usage, "a snapshot opens the image for writing").at(&head));
+        };
+        Ok(OfflineSnapshot { storage: storage.clone(), image, old, report, name: name.clone(), target })
+    }
+
+    /// The second half of [`snapshot`].
+    ///
+    /// # Errors
+    /// As [`snapshot`].
+    pub async fn take(self) -> Result<Snapshot> {
+        let OfflineSnapshot { storage, image, old, report, name, target } = self;
+        // Its lock is held until the old head is sealed: whoever opens the image meanwhile waits.
+        let _overlay = match replace_head(&storage, &old, &target).await {
+            Ok(overlay) => overlay,
+            Err(Broken { error, replaced }) => {
+                if !replaced {
+                    // The image is as it was; that it could not be closed matters less than why.
+                    let _ = image.close().await;
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
-    };
-    let time_ns = storage.now_ns();
-    old.seal(Sealed { name: name.as_str().to_owned(), time_ns }).await.map_err(|e| e.at(&target))?;
-    Ok(Snapshot { path: target, sb: old.superblock(), report })
+        };
+        let time_ns = storage.now_ns();
+        old.seal(Sealed { name: name.as_str().to_owned(), time_ns }).await.map_err(|e| e.at(&target))?;
+        Ok(Snapshot { path: target, sb: old.superblock(), report })
+    }
+
+    /// Closes the image again, as it was.
+    ///
+    /// # Errors
+    /// The next open recovers it.
+    pub async fn leave(self) -> Result<()> {
+        let OfflineSnapshot { image, old, .. } = self;
+        drop(old);
+        image.close().await
+    }
 }
 
 /// Why the head could not be replaced.

@@ -1,0 +1,322 @@
+//! Snapshots of images that are being served: taken under load, exact, at one instant, or not at all.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use serde_json::{Value, json};
+
+use crate::bench::{Bench, Daemon};
+use crate::client::{Client, write};
+use crate::wait_until;
+
+const MIB: u64 = 1 << 20;
+const BLOCK: u64 = 4096;
+/// Blocks of each connection, and its requests under way.
+const BLOCKS: u64 = 256;
+const WINDOW: usize = 16;
+
+/// A write: to which block, and when it was sent and answered.
+#[derive(Clone, Copy)]
+struct Sent {
+    block: u64,
+    sent: u64,
+    acked: Option<u64>,
+}
+
+/// Everything that was ever written; the number of a write is its index, and its content.
+#[derive(Default)]
+struct Log {
+    clock: AtomicU64,
+    writes: Mutex<Vec<Sent>>,
+}
+
+impl Log {
+    fn now(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::SeqCst)
+    }
+
+    fn send(&self, block: u64) -> u64 {
+        let mut writes = self.writes.lock().unwrap();
+        writes.push(Sent { block, sent: self.now(), acked: None });
+        writes.len() as u64 - 1
+    }
+
+    fn ack(&self, number: u64) {
+        let mut writes = self.writes.lock().unwrap();
+        writes[number as usize].acked = Some(self.now());
+    }
+
+    /// What each block shows, as numbers of writes.
+    fn identify(&self, bytes: &[u8]) -> Vec<Option<usize>> {
+        let show = |(block, bytes): (usize, &[u8])| {
+            let number = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+            let whole = bytes == stamp(block as u64, number) || bytes.iter().all(|&b| b == 0);
+            assert!(whole, "block {block} is torn or misplaced");
+            number.checked_sub(1).map(|n| n as usize)
+        };
+        bytes.chunks_exact(BLOCK as usize).enumerate().map(show).collect()
+    }
+
+    /// The disk of one moment between `begin` and `end`.
+    fn judge(&self, what: &str, bytes: &[u8], begin: u64, end: u64) {
+        let shown = self.identify(bytes);
+        let writes = self.writes.lock().unwrap();
+        let newest = shown.iter().flatten().map(|&n| writes[n].sent).max().unwrap_or(0);
+        for (number, write) in writes.iter().enumerate() {
+            let there = shown[write.block as usize];
+            if there == Some(number) {
+                assert!(write.sent < end, "{what}: write {number} was sent after it had been taken");
+            }
+            let must = write.acked.is_some_and(|acked| acked < begin || acked < newest);
+            assert!(!must || there >= Some(number), "{what}: write {number} is not there, but {there:?}");
+        }
+    }
+}
+
+/// The content of a block; the numbers in it begin with 1.
+fn stamp(block: u64, number: u64) -> Vec<u8> {
+    let words = [number, block ^ 0x5eed];
+    let stamp: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    stamp.repeat(BLOCK as usize / stamp.len())
+}
+
+/// Connections that write until they are told to stop, or their daemon dies.
+struct Load {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(daemon: &Daemon, log: &Arc<Log>, connections: u64, seed: u64) -> Load {
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = (0..connections)
+            .map(|index| {
+                let (client, log, stop) = (daemon.connect(), log.clone(), stop.clone());
+                std::thread::spawn(move || run(client, &log, &stop, index * BLOCKS, seed + index))
+            })
+            .collect();
+        Load { stop, threads }
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+}
+
+fn run(mut client: Client, log: &Log, stop: &AtomicBool, first: u64, mut seed: u64) {
+    let mut under_way = Vec::new();
+    loop {
+        while under_way.len() < WINDOW && !stop.load(Ordering::Relaxed) {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let block = first + (seed >> 33) % BLOCKS;
+            // Two writes to one block at once would have no order.
+            if under_way.contains(&block) {
+                break;
+            }
+            let number = log.send(block);
+            if client.stream.write_all(&write(0, block * BLOCK, &stamp(block, number + 1), number)).is_err() {
+                return;
+            }
+            under_way.push(block);
+        }
+        if under_way.is_empty() {
+            return;
+        }
+        let mut reply = [0; 16];
+        if client.stream.read_exact(&mut reply).is_err() {
+            return;
+        }
+        assert_eq!(reply[4..8], [0; 4], "a write failed");
+        let number = u64::from_be_bytes(reply[8..].try_into().unwrap());
+        let block = log.writes.lock().unwrap()[number as usize].block;
+        under_way.retain(|other| *other != block);
+        log.ack(number);
+    }
+}
+
+/// The whole content of `target`, served read-only.
+fn content(bench: &Bench, target: &str, blocks: u64) -> Vec<u8> {
+    let daemon = bench.serve([target, "--read-only"]);
+    let bytes = daemon.connect().read(0, (blocks * BLOCK) as u32);
+    daemon.terminate();
+    bytes
+}
+
+#[test]
+fn snapshots_under_load_are_exact_and_survive_kills() {
+    let bench = Bench::new();
+    let image = bench.image("vm.cow", 64 * MIB);
+    let (log, connections) = (Arc::new(Log::default()), 3);
+    let mut taken = Vec::new();
+    for round in 0..3 {
+        let daemon = bench.serve(["vm.cow", "--queues", "2"]);
+        let load = Load::start(&daemon, &log, connections, round);
+        for i in 0..8 {
+            let name = format!("vm.cow@r{round}s{i}");
+            let begin = log.now();
+            let ended = bench.run(["snapshot", &name]).expect(0);
+            taken.push((name, begin, log.now()));
+            assert_eq!(ended.stdout, format!("vm@r{round}s{i}.cow\n"), "{ended:?}");
+            let written = log.writes.lock().unwrap().len();
+            wait_until("the load goes on", || log.writes.lock().unwrap().len() > written + 100);
+        }
+        // The image is found by its path, under which there is another file by now.
+        assert_eq!(bench.status(&image)["layers"], 1 + 8 * (round + 1));
+        daemon.kill();
+        load.end();
+    }
+    bench.run(["check", "vm.cow", "--data", "--chain"]).expect(3);
+    assert!(bench.serve(["vm.cow"]).terminate().stderr.contains("it was not closed"));
+    bench.run(["check", "vm.cow", "--data", "--chain"]).expect(0);
+    for (name, begin, end) in &taken {
+        let bytes = content(&bench, name, connections * BLOCKS);
+        log.judge(name, &bytes, *begin, *end);
+    }
+    let now = log.now();
+    log.judge("the disk", &content(&bench, "vm.cow", connections * BLOCKS), now, now);
+    assert_eq!(taken.len(), 24);
+}
+
+#[test]
+fn several_images_are_cut_at_one_instant() {
+    let bench = Bench::new();
+    for name in ["a.cow", "b.cow", "c.cow"] {
+        bench.image(name, 16 * MIB);
+    }
+    let daemons = [bench.serve(["a.cow"]), bench.serve(["b.cow"])];
+    let (mut a, mut b) = (daemons[0].connect(), daemons[1].connect());
+    let stop = Arc::new(AtomicBool::new(false));
+    let until = stop.clone();
+    // Each number is on the first disk before it goes to the second one.
+    let writer = std::thread::spawn(move || {
+        let mut number = 0;
+        while !until.load(Ordering::Relaxed) {
+            number += 1;
+            for client in [&mut a, &mut b] {
+                assert_eq!(client.call(&write(0, 0, &stamp(0, number), number)), 0);
+            }
+        }
+        number
+    });
+    for i in 0..10 {
+        let names = [format!("a.cow@s{i}"), format!("b.cow@s{i}"), format!("c.cow@s{i}")];
+        let ended = bench.run(["snapshot", &names[0], &names[1], &names[2]]).expect(0);
+        assert_eq!(ended.stdout, format!("a@s{i}.cow\nb@s{i}.cow\nc@s{i}.cow\n"));
+    }
+    stop.store(true, Ordering::Relaxed);
+    let last = writer.join().unwrap();
+    daemons.into_iter().for_each(|daemon| drop(daemon.terminate()));
+    let mut before = 0;
+    for i in 0..10 {
+        let number = |image: &str| {
+            let bytes = content(&bench, &format!("{image}.cow@s{i}"), 1);
+            u64::from_le_bytes(bytes[..8].try_into().unwrap())
+        };
+        let (a, b) = (number("a"), number("b"));
+        assert!(b <= a && a <= b + 1, "snapshot {i}: {a} on one disk, {b} on the other");
+        assert!(before <= a && a <= last);
+        before = a;
+        assert_eq!(number("c"), 0);
+    }
+}
+
+#[test]
+fn what_cannot_be_taken_leaves_everything_as_it_was() {
+    let bench = Bench::new();
+    let image = bench.image("vm.cow", 16 * MIB);
+    bench.image("other.cow", 16 * MIB);
+    let daemon = bench.serve(["vm.cow"]);
+    let mut client = daemon.connect();
+    let mut written = 0;
+    let mut goes_on = || {
+        written += 1;
+        assert_eq!(client.call(&write(0, 0, &stamp(0, written), written)), 0);
+    };
+    goes_on();
+    bench.run(["snapshot", "vm.cow@s1"]).expect(0);
+    let ended = bench.run(["--json", "snapshot", "vm.cow@s1"]).expect(1);
+    assert!(ended.stderr.contains("\"exists\"") && ended.stderr.contains("vm@s1.cow"), "{ended:?}");
+    goes_on();
+    // None of several is taken if one cannot be.
+    bench.run(["snapshot", "other.cow@s2", "vm.cow@s1"]).expect(1);
+    bench.run(["snapshot", "vm.cow@s3", "missing.cow@s3"]).expect(1);
+    goes_on();
+    // Somebody moves the image away while it is served.
+    std::fs::rename(&image, bench.path("moved.cow")).unwrap();
+    std::fs::copy(bench.path("other.cow"), &image).unwrap();
+    let ended = bench.run(["--json", "snapshot", "vm.cow@s4"]);
+    assert_ne!(ended.code, 0, "{ended:?}");
+    std::fs::rename(bench.path("moved.cow"), &image).unwrap();
+    goes_on();
+    bench.run(["snapshot", "vm.cow@s5"]).expect(0);
+    goes_on();
+    let names = bench.names("");
+    assert_eq!(names, ["other.cow", "run", "vm.cow", "vm@s1.cow", "vm@s5.cow"]);
+    let temporary = bench.serve(["other.cow", "--temporary"]);
+    bench.run(["snapshot", "other.cow@t"]).expect(75);
+    drop(temporary.terminate());
+    drop(daemon.terminate());
+    for (name, number) in [("vm.cow@s1", 1), ("vm.cow@s5", 4), ("vm.cow", 5)] {
+        assert_eq!(content(&bench, name, 1), stamp(0, number), "{name}");
+    }
+}
+
+/// A client of the control socket.
+struct Talk(UnixStream);
+
+impl Talk {
+    fn new(bench: &Bench, image: &Path) -> Talk {
+        let names = bench.names("run");
+        let socket = names.iter().find(|name| name.ends_with(".sock")).unwrap();
+        assert!(image.exists());
+        let stream = UnixStream::connect(bench.path("run").join(socket)).unwrap();
+        stream.set_read_timeout(Some(crate::PATIENCE)).unwrap();
+        Talk(stream)
+    }
+
+    fn call(&mut self, request: &Value) -> Value {
+        self.0.write_all(format!("{request}\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        BufReader::new(&self.0).read_line(&mut answer).unwrap();
+        serde_json::from_str(&answer).unwrap()
+    }
+}
+
+#[test]
+fn a_client_that_goes_away_leaves_no_snapshot_and_no_held_disk() {
+    let bench = Bench::new();
+    let image = bench.image("vm.cow", 16 * MIB);
+    let daemon = bench.serve(["vm.cow"]);
+    let mut client = daemon.connect();
+    assert_eq!(client.call(&write(0, 0, &stamp(0, 1), 1)), 0);
+    let snapshot = json!({ "v": 1, "command": "snapshot", "name": "s1" });
+    let (hold, cut) = (json!({ "v": 1, "command": "hold" }), json!({ "v": 1, "command": "cut" }));
+    for held in [false, true] {
+        let mut talk = Talk::new(&bench, &image);
+        assert_eq!(talk.call(&snapshot)["prepared"], true);
+        assert!(bench.path("vm@s1.cow").exists());
+        if held {
+            assert_eq!(talk.call(&hold)["held"], true);
+        }
+        drop(talk);
+        // It waits only as long as the daemon needs to notice.
+        assert_eq!(client.call(&write(0, 0, &stamp(0, 2), 2)), 0);
+        wait_until("the names are put back", || !bench.path("vm@s1.cow").exists());
+        assert_eq!(bench.names(""), ["run", "vm.cow"]);
+    }
+    // Steps in a wrong order, and a name that is none.
+    let mut talk = Talk::new(&bench, &image);
+    for wrong in [&hold, &cut, &json!({ "v": 1, "command": "snapshot", "name": "a/b" })] {
+        assert!(talk.call(wrong)["error"]["code"].is_string(), "{wrong}");
+    }
+    // A daemon that ends gives a snapshot up that is not cut.
+    assert_eq!(talk.call(&snapshot)["prepared"], true);
+    daemon.terminate();
+    assert_eq!(bench.names(""), ["run", "vm.cow"]);
+    assert_eq!(content(&bench, "vm.cow", 1), stamp(0, 2));
+}
