@@ -277,9 +277,13 @@ impl<S: Storage> LiveSnapshot<'_, S> {
     /// The layer is poisoned, or a write has failed and no checkpoint could be made behind it.
     pub async fn hold(&self) -> Result<()> {
         let old = &self.old;
+        // A checkpoint that builds its tree on this thread would make the hold long.
+        let turn = old.checkpoint_turn().await;
         old.journal.commit(old.journal.acked()).await.map_err(|e| e.at(old.path()))?;
         old.journal.hold();
-        if old.journal.in_flight_settled().await.map_err(|e| e.at(old.path()))? {
+        let failed = old.journal.in_flight_settled().await.map_err(|e| e.at(old.path()))?;
+        drop(turn);
+        if failed {
             old.checkpoint(Finish::Running).await?;
         }
         old.journal.commit(old.journal.acked()).await.map_err(|e| e.at(old.path()))

@@ -101,7 +101,8 @@ impl<S: Storage> Head<S> {
         result.map_err(|e| e.at(self.path()))
     }
 
-    async fn checkpoint_turn(&self) -> impl Drop {
+    /// Waits for the checkpoint that runs, and keeps others from beginning until the result is dropped.
+    pub async fn checkpoint_turn(&self) -> impl Drop {
         self.checkpointing.wait(|busy| (!std::mem::replace(busy, true)).then_some(())).await;
         Turn(&self.checkpointing)
     }
