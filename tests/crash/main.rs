@@ -17,3 +17,7 @@ mod oracle;
 mod sequences;
 mod space;
 mod world;
+
+/// Recoveries are many small allocations.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
