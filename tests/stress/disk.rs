@@ -7,10 +7,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cowdisk::chain::{Access, Image, OpenOptions, open_chain};
+use cowdisk::chain::{Access, Image, OpenOptions, SnapshotName, open_chain};
 use cowdisk::format::Holder;
 use cowdisk::limits;
-use cowdisk::ops::{self, CheckOptions, CreateOptions};
+use cowdisk::ops::{self, CheckOptions, CreateOptions, LiveCut};
 use cowdisk::runtime::sync::Monitor;
 use cowdisk::runtime::{RingOptions, Runtime, sleep, spawn};
 use cowdisk::space::SpaceOptions;
@@ -30,6 +30,8 @@ pub(crate) const OWNED_BLOCKS: u64 = 64;
 
 /// Time between two ticks: much shorter than in production, so that they meet as many requests as possible.
 const TICK: Duration = Duration::from_millis(2);
+/// Ticks from one snapshot to the next one.
+const SNAPSHOT_TICKS: u64 = 40;
 
 fn runtime() -> Runtime {
     Runtime::new(RingOptions { entries: 64 }).unwrap()
@@ -49,7 +51,7 @@ pub(crate) fn create(path: &Path) {
 /// `check --data` finds nothing.
 pub(crate) fn check(path: &Path) {
     let path = path.to_path_buf();
-    let options = CheckOptions { data: true, ..CheckOptions::default() };
+    let options = CheckOptions { data: true, chain: true, ..CheckOptions::default() };
     let report = runtime().block_on(async move { ops::check(&Uring, &path, &options).await.unwrap() });
     assert_eq!(report.findings.total(), 0, "{:?}", report.findings);
 }
@@ -103,24 +105,39 @@ impl Background {
     }
 }
 
+/// A snapshot while the queues go on.
+async fn snapshot(image: &Image<Uring>) {
+    let name = SnapshotName::new(&format!("s{}", image.chain().layers.len())).unwrap();
+    let cut = LiveCut::prepare(&Uring, image, &name, &[], |_| false).await.unwrap();
+    cut.hold().await.unwrap();
+    cut.cut();
+}
+
 async fn live(image: Arc<Image<Uring>>, phase: Phases, ticks: Arc<AtomicU64>) -> u64 {
-    let [checkpoints, growth, ring, holes] = std::array::from_fn(|_| image.clone());
+    let [checkpoints, growth, ring, holes, seals] = std::array::from_fn(|_| image.clone());
     let tasks = [
         spawn(async move { checkpoints.run_checkpoints().await }),
         spawn(async move { growth.run_growth().await }),
         spawn(async move { ring.run_ring_growth().await }),
         spawn(async move { holes.find_holes().await.unwrap() }),
+        spawn(async move { seals.run_seals().await }),
     ];
-    let before = image.superblock().generation;
+    let mut before = image.superblock().generation;
+    let mut generations = 0;
     let running = |phase: &Monitor<Phase>| phase.with(|p| *p == Phase::Running);
     while running(&phase) {
         sleep(TICK).await;
         image.tick().await.unwrap();
-        ticks.fetch_add(1, Ordering::Relaxed);
+        let tick = ticks.fetch_add(1, Ordering::Relaxed);
+        if tick.is_multiple_of(SNAPSHOT_TICKS) {
+            generations += image.superblock().generation - before;
+            snapshot(&image).await;
+            before = image.superblock().generation;
+        }
     }
     image.close().await.unwrap();
     phase.update(|phase| *phase = Phase::Closed);
-    let generations = image.superblock().generation - before;
+    generations += image.superblock().generation - before;
     for task in tasks {
         task.await;
     }
