@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod create;
 mod engine;
+mod fork;
 mod info;
 mod map;
 mod output;
@@ -34,6 +35,7 @@ Examples:
   cowdisk create vm.cow --base debian.raw --base-format raw
   cowdisk serve vm.cow
   cowdisk snapshot vm.cow@before-upgrade
+  cowdisk fork vm.cow@before-upgrade test.cow
   cowdisk info vm.cow@before-upgrade
 
 IMAGE is a path; IMAGE@NAME is its snapshot NAME. Exit status: 0, 1 failure, 64 wrong usage, 75 in use.")]
@@ -48,6 +50,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Create(create::Args),
+    Fork(fork::Args),
     Serve(serve::Args),
     Stop(stop::Args),
     Status(status::Args),
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
 fn run(command: Command, out: &Output) -> Result<u8> {
     match command {
         Command::Create(args) => create::run(args, out),
+        Command::Fork(args) => fork::run(args, out),
         Command::Serve(args) => serve::run(args, out),
         Command::Stop(args) => stop::run(args, out),
         Command::Status(args) => status::run(args, out),

@@ -84,7 +84,7 @@ fn refuse_one_image_twice(wanted: &[(PathBuf, SnapshotName)]) -> Result<()> {
 }
 
 /// What opening the image had to do, in a few words.
-fn recovered(report: &OpenReport) -> Option<String> {
+pub(crate) fn recovered(report: &OpenReport) -> Option<String> {
     let recovery = &report.recovery;
     recovery.needed.then(|| {
         let (applied, left) = (recovery.applied, recovery.left_out.len());

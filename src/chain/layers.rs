@@ -10,7 +10,7 @@ use crate::format::Superblock;
 use crate::layer::{Caches, Head, LayerReader};
 use crate::map::{LayerTag, PendingMap};
 use crate::storage::Storage;
-use crate::units::BLOCK_SIZE;
+use crate::units::{BLOCK_SIZE, Seq};
 
 /// The tag of the top layer of a chain that is opened. Each parent has the next lower one, each later head the next
 /// higher one, so that tags descend along a chain whatever happens to it.
@@ -77,6 +77,15 @@ impl<S: Storage> Chain<S> {
     /// The file that the user named, without symbolic links.
     pub fn path(&self) -> &Path {
         &self.top().reader.path
+    }
+
+    /// The layer below the head, if it is sealed and shows the same disk: nothing was changed since it was made.
+    pub fn unchanged_since(&self) -> Option<&ChainLayer<S::File>> {
+        let head = self.head.as_ref()?;
+        let below = self.layers.get(1).filter(|below| below.size == self.top().size)?;
+        let (sb, journal) = (head.superblock(), head.journal.stats());
+        let empty = sb.root.height == 0 && sb.cut == Seq(0) && journal.newest == Seq(0);
+        (empty && self.sealing.is_none()).then_some(&**below)
     }
 
     /// What a frontend announces.

@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod create;
+mod fork;
 mod info;
 mod map;
 pub mod process;
@@ -12,6 +13,7 @@ mod walk;
 pub use bench::{BenchOptions, BenchResult, Histogram, bench};
 pub use check::{CheckOptions, CheckReport, Code, Finding, Findings, Severity, Status, check};
 pub use create::{BaseFormat, CreateOptions, create};
+pub use fork::{fork, unchanged_since, unused_snapshot_name};
 pub use info::{LayerInfo, info, info_chain};
 pub use map::{MapRun, RunState, map};
 pub use snapshot::{LiveCut, OfflineSnapshot, Snapshot, snapshot};

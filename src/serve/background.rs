@@ -161,6 +161,12 @@ impl Snapshots {
             let text = "what is written to a temporary disk vanishes with it, and cannot be kept";
             return Err(Error::new(Kind::Unsupported, text).at(image.path()));
         }
+        if job.if_changed
+            && let Some(last) = image.chain().unchanged_since()
+        {
+            let path = last.reader.path.to_string_lossy().into_owned();
+            return Ok(Some(json!({ "unchanged": true, "path": path })));
+        }
         let closing = || phase.wait(|phase| (*phase >= Phase::Closing).then_some(()));
         let cut = LiveCut::prepare(&Uring, image, &job.name, &self.search, process::is_mount_point).await?;
         job.answer(Ok(json!({ "prepared": true })));
@@ -178,7 +184,12 @@ impl Snapshots {
             // Nobody listens any more only when the process ends.
             let _ = self.events.send(Event::NewHead(meta.id));
         }
-        Ok(Some(json!({ "path": path.to_string_lossy(), "layer_id": sb.layer.to_string() })))
+        job.answer(Ok(json!({ "path": path.to_string_lossy(), "layer_id": sb.layer.to_string() })));
+        if !job.wanted(Step::Seal, closing()).await {
+            return Ok(None);
+        }
+        image.sealed().await?;
+        Ok(Some(json!({ "sealed": true })))
     }
 }
 

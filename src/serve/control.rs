@@ -7,6 +7,10 @@
 //! | `{"v":1,"command":"snapshot","name":"s1"}`   | `{"v":1,"prepared":true}`: everything is ready, requests go on    |
 //! | then `{"v":1,"command":"hold"}`              | `{"v":1,"held":true}`: all is durable, requests wait              |
 //! | then `{"v":1,"command":"cut"}`               | `{"v":1,"path":…,"layer_id":…}`: the snapshot is taken            |
+//! | then, or not, `{"v":1,"command":"sealed"}`   | `{"v":1,"sealed":true}`: its file does not change any more        |
+//!
+//! With `"if_changed":true` a snapshot of a disk on which nothing was changed since the last one is not taken:
+//! `{"v":1,"unchanged":true,"path":…}`, with the file of the last one.
 //!
 //! Anything that fails is answered with `{"v":1,"error":{…}}`. A snapshot that its client leaves half done, by closing
 //! the connection or by taking too long, was none. Clients are not trusted with more than the socket's permissions say:
@@ -34,7 +38,7 @@ use crate::{Error, Kind, Result};
 
 /// Version of the protocol.
 pub(super) const VERSION: u32 = 1;
-const COMMANDS: [&str; 5] = ["status", "stop", "snapshot", "hold", "cut"];
+const COMMANDS: [&str; 6] = ["status", "stop", "snapshot", "hold", "cut", "sealed"];
 /// Longest request in bytes.
 const MAX_LINE: u64 = 64 << 10;
 /// Connections at once; further ones are closed.
@@ -51,11 +55,13 @@ pub(super) struct Request {
     pub(super) force: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) name: Option<String>,
+    #[serde(default)]
+    pub(super) if_changed: bool,
 }
 
 impl Request {
     pub(super) fn new(command: &str) -> Request {
-        Request { v: VERSION, command: command.into(), force: false, name: None }
+        Request { v: VERSION, command: command.into(), force: false, name: None, if_changed: false }
     }
 }
 
@@ -229,15 +235,13 @@ impl Server {
     /// One step of a snapshot.
     fn snapshot(&self, request: &Request, talk: &mut Option<Talk>) -> Result<Value> {
         match (request.command.as_str(), &talk) {
-            ("snapshot", None) => {
+            ("snapshot", _) => {
                 let name = SnapshotName::new(request.name.as_deref().unwrap_or_default())?;
-                talk.insert(self.jobs.snapshot(name)).wait(Step::Prepare)
+                talk.insert(self.jobs.snapshot(name, request.if_changed)).wait(Step::Prepare)
             }
             ("hold", Some(talk)) => talk.wait(Step::Hold),
-            ("cut", Some(_)) => match talk.take() {
-                Some(talk) => talk.wait(Step::Cut),
-                None => Err(is_ending()),
-            },
+            ("cut", Some(talk)) => talk.wait(Step::Cut),
+            ("sealed", Some(talk)) => talk.wait(Step::Seal),
             (command, _) => {
                 Err(Error::new(Kind::Usage, format!("{command:?} is not what comes next in a snapshot")))
             }

@@ -27,6 +27,7 @@ pub(super) enum Step {
     Prepare,
     Hold,
     Cut,
+    Seal,
     /// The client is gone.
     Gone,
 }
@@ -35,6 +36,8 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) struct SnapshotJob {
     pub(super) name: SnapshotName,
+    /// Only if there is anything that the last one does not show.
+    pub(super) if_changed: bool,
     step: Arc<Monitor<Step>>,
     answers: Sender<Result<Value>>,
 }
@@ -54,10 +57,11 @@ pub(super) struct Jobs {
 
 impl Jobs {
     /// Asks for a snapshot.
-    pub(super) fn snapshot(&self, name: SnapshotName) -> Talk {
+    pub(super) fn snapshot(&self, name: SnapshotName, if_changed: bool) -> Talk {
         let step = Arc::new(Monitor::new(Step::Prepare));
         let (answers, answered) = channel();
-        self.queue.update(|queue| queue.push_back(SnapshotJob { name, step: step.clone(), answers }));
+        let job = SnapshotJob { name, if_changed, step: step.clone(), answers };
+        self.queue.update(|queue| queue.push_back(job));
         Talk { step, answers: answered }
     }
 

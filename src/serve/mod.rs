@@ -10,6 +10,7 @@ mod command;
 mod control;
 mod daemon;
 mod disk;
+mod fork;
 mod frontend;
 mod jobs;
 mod manage;
@@ -23,6 +24,7 @@ mod sys;
 
 pub use daemon::serve;
 pub use disk::{ImageDisk, ServedQueue};
+pub use fork::{Forked, fork};
 pub use manage::{Stopped, status, stop};
 pub use registry::{Entry, Registry};
 pub use snapshot::{Taken, snapshot};

@@ -17,7 +17,7 @@ use crate::storage::uring::Uring;
 use crate::{Error, Kind, Result};
 
 /// Time for one step of a snapshot. The longest one may be that the last snapshot is still being sealed.
-const STEP: Duration = Duration::from_secs(300);
+pub(super) const STEP: Duration = Duration::from_secs(300);
 
 /// A snapshot that was taken.
 #[derive(Clone, Debug)]

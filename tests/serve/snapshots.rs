@@ -320,3 +320,38 @@ fn a_client_that_goes_away_leaves_no_snapshot_and_no_held_disk() {
     assert_eq!(bench.names(""), ["run", "vm.cow"]);
     assert_eq!(content(&bench, "vm.cow", 1), stamp(0, 2));
 }
+
+#[test]
+fn a_served_disk_is_forked_and_both_go_on() {
+    let bench = Bench::new();
+    bench.image("vm.cow", 16 * MIB);
+    let daemon = bench.serve(["vm.cow"]);
+    let mut client = daemon.connect();
+    let mut put = |number: u64| assert_eq!(client.call(&write(0, 0, &stamp(0, number), number)), 0);
+    put(1);
+    let fork = |new: &str| bench.run(["--json", "fork", "vm.cow", new]).expect(0).json();
+    let first = fork("a.cow");
+    assert_eq!(
+        (&first["snapshot_taken"], first["parent"].as_str()),
+        (&true.into(), Some("vm@fork-1.cow")),
+        "{first}"
+    );
+    let again = fork("b.cow");
+    assert_eq!((&again["snapshot_taken"], &again["parent"]), (&false.into(), &first["parent"]));
+    put(2);
+    assert_eq!(fork("c.cow")["parent"].as_str(), Some("vm@fork-2.cow"));
+    let forks = ["a.cow", "b.cow", "c.cow"].map(|name| (name, bench.serve([name])));
+    for (number, (_, daemon)) in (3..).zip(&forks) {
+        let mut client = daemon.connect();
+        let begun = if number == 5 { 2 } else { 1 };
+        assert_eq!(client.read(0, BLOCK as u32), stamp(0, begun));
+        assert_eq!(client.call(&write(0, 0, &stamp(0, number), number)), 0);
+    }
+    put(6);
+    forks.into_iter().for_each(|(_, daemon)| drop(daemon.terminate()));
+    daemon.terminate();
+    for (name, number) in [("a.cow", 3), ("b.cow", 4), ("c.cow", 5), ("vm.cow", 6), ("vm.cow@fork-2", 2)] {
+        assert_eq!(content(&bench, name, 1), stamp(0, number), "{name}");
+        bench.run(["check", name, "--data", "--chain"]).expect(0);
+    }
+}
