@@ -159,10 +159,7 @@ impl Space {
     pub fn reserve(&self, want: u64) -> Reserve {
         let answer = self.state.with(|s| {
             let spare = s.spare();
-            let run = (spare > s.node_reserve)
-                .then(|| s.take(want.min(spare - s.node_reserve)))
-                .flatten()
-                .filter(|run| run.blocks > 0);
+            let run = (spare > s.node_reserve).then(|| s.take(want.min(spare - s.node_reserve))).flatten();
             let low = s.spare() < s.node_reserve + s.growth_step / 2;
             (run, run.is_none() || low)
         });
@@ -211,20 +208,15 @@ impl Space {
     #[must_use]
     pub fn release(&self, evidence: Seq) -> Option<BlockRun> {
         let epoch = self.readers.advance();
-        let released = self.state.with(|s| {
+        // Nobody is woken: who waits, waits for growth.
+        self.state.with(|s| {
             s.evidence = s.evidence.max(evidence);
             let evidence = s.evidence;
             let mut limbo = std::mem::take(&mut s.limbo);
-            let before = limbo.blocks();
             limbo.release(evidence, epoch, |f| s.release(f));
-            let released = before - limbo.blocks();
             s.limbo = limbo;
-            released
-        });
-        if released > 0 {
-            self.state.update(|_| {});
-        }
-        self.state.with(|s| s.misfreed)
+            s.misfreed
+        })
     }
 
     /// The number that must be on durable record before limbo is empty.

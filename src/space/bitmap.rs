@@ -197,6 +197,9 @@ mod tests {
         assert_eq!(map.next_run(CHUNK, 7), Some(2 * CHUNK..2 * CHUNK + 7));
         assert_eq!(map.insert(CHUNK..2 * CHUNK), CHUNK);
         assert!(matches!(map.chunks[1], Chunk::All));
+        assert!(map.contains(CHUNK) && map.contains(3 * CHUNK - 1) && !map.contains(3 * CHUNK));
+        assert_eq!(map.remove(0..2 * CHUNK), 2 * CHUNK);
+        assert!(!map.contains(CHUNK - 1) && map.contains(2 * CHUNK));
     }
 
     proptest! {
@@ -223,7 +226,8 @@ mod tests {
                 next = run.end;
                 found.extend(run);
             }
-            prop_assert_eq!(found, model);
+            prop_assert_eq!(&found, &model);
+            prop_assert!((0..3 * CHUNK).all(|b| map.contains(b) == model.contains(&b)));
         }
     }
 }

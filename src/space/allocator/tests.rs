@@ -1,3 +1,6 @@
+mod growth;
+mod sweep;
+
 use super::*;
 
 fn space(top: u64, backed: u64) -> Space {
@@ -20,6 +23,16 @@ fn now<T>(future: impl Future<Output = T>) -> Option<T> {
     }
 }
 
+/// Frees runs and lets rule R pass.
+fn free_now(space: &Space, freed_runs: impl IntoIterator<Item = (u64, u32)>) {
+    let runs: Vec<Freed> = freed_runs.into_iter().map(|(first, blocks)| freed(first, blocks, 1)).collect();
+    space.free_later(&runs);
+    for _ in 0..2 {
+        assert_eq!(space.release(Seq(1)), None);
+    }
+    assert_eq!(space.stats().limbo_blocks, 0);
+}
+
 #[test]
 fn nothing_below_the_old_top_is_used_before_the_holes_are_known() {
     let space = space(100, 120);
@@ -35,6 +48,51 @@ fn nothing_below_the_old_top_is_used_before_the_holes_are_known() {
     // The sweep starts at the block area: the run freed meanwhile first, then the hole that the walk found.
     assert_eq!(space.reserve(8), Reserve::Run(run(50, 2)));
     assert_eq!(space.reserve(8), Reserve::Run(run(98, 2)));
+}
+
+#[test]
+fn what_is_freed_above_the_old_top_is_used_before_the_holes_are_known() {
+    let space = space(100, 120);
+    assert_eq!(space.reserve(20), Reserve::Run(run(100, 20)));
+    free_now(&space, [(99, 1), (100, 1)]);
+    assert_eq!(space.reserve(8), Reserve::Run(run(100, 1)), "the first block that was never in doubt");
+    assert_eq!(space.reserve(8), Reserve::Wait);
+}
+
+#[test]
+fn a_reader_and_a_missing_record_hold_blocks_back() {
+    let space = space(10, 20);
+    assert_eq!(space.limbo_waits_for(), None);
+    assert_eq!(space.reserve(10), Reserve::Run(run(10, 10)));
+    let reader = space.readers().enter();
+    space.free_later(&[freed(10, 2, 7), freed(15, 1, 9)]);
+    assert_eq!(space.limbo_waits_for(), Some(Seq(9)));
+    for _ in 0..5 {
+        assert_eq!(space.release(Seq(8)), None);
+    }
+    assert_eq!(space.reserve(1), Reserve::Wait, "somebody may still read them");
+    drop(reader);
+    for _ in 0..5 {
+        assert_eq!(space.release(Seq(8)), None);
+    }
+    assert_eq!(space.reserve(8), Reserve::Run(run(10, 2)));
+    assert_eq!(space.reserve(8), Reserve::Wait, "record 9 is not durable");
+    assert_eq!(space.limbo_waits_for(), Some(Seq(9)));
+}
+
+#[test]
+fn the_counts_are_those_of_the_state() {
+    let space = space(10, 1010);
+    let none = SpaceStats { holes_known: true, ..SpaceStats::default() };
+    assert_eq!((space.stats(), space.high_water()), (none, PBlock(10)));
+    assert_eq!(space.reserve(600), Reserve::Run(run(10, 600)));
+    free_now(&space, [(10, 300), (500, 7)]);
+    space.free_later(&[freed(600, 5, 2)]);
+    assert!(space.start_punch(0).is_some());
+    space.punched(true);
+    let stats =
+        SpaceStats { file_blocks: 600, free_blocks: 243, punched_blocks: 64, limbo_blocks: 5, ..none };
+    assert_eq!((space.stats(), space.high_water()), (stats, PBlock(610)));
 }
 
 #[test]
