@@ -17,8 +17,6 @@ pub const FEATURES_COMPAT: u64 = 0;
 
 /// Blocks of the file that hold the two slots.
 const SLOTS: u64 = 2;
-/// Record areas a superblock may list. Version 1 writes one in an unsealed layer and none in a sealed one.
-const MAX_AREAS: usize = 4;
 
 /// How data blocks are protected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -246,7 +244,8 @@ impl Superblock {
     }
 
     fn check_places(&self) -> std::result::Result<(), String> {
-        if self.areas.len() > MAX_AREAS || self.areas.len() != usize::from(self.sealed.is_none()) {
+        // Version 1 knows one area in an unsealed layer and none in a sealed one.
+        if self.areas.len() != usize::from(self.sealed.is_none()) {
             return Err(format!("{} record areas", self.areas.len()));
         }
         if self.block_area.0 < SLOTS || self.block_area.0 > SLOTS + blocks_for(limits::MAX_JOURNAL_BYTES) {

@@ -100,6 +100,42 @@ fn places_out_of_range_are_refused() {
     accepted(&block, 196, &(1u64 << 42).to_le_bytes());
 }
 
+/// Nothing in a sealed layer but its blocks says where its block area may begin.
+#[test]
+fn the_block_area_of_a_sealed_layer_is_bounded() {
+    let most = 2 + (limits::MAX_JOURNAL_BYTES >> 12);
+    for (area, good) in [(0, false), (1, false), (2, true), (3, true), (most, true), (most + 1, false)] {
+        let sb = Superblock {
+            block_area: PBlock(area),
+            root: TreeRoot { pblock: PBlock(most + 1), ..sealed().root },
+            high_water: PBlock(most + 2),
+            ..sealed()
+        };
+        assert_eq!(sb.encode().is_ok(), good, "{area}");
+    }
+}
+
+#[test]
+fn counters_out_of_reach_are_refused() {
+    let most = limits::MAX_COUNTER;
+    let largest = Superblock { generation: most, epoch: most, cut: Seq(most), durable: Seq(most), ..head() };
+    assert_eq!(Superblock::decode(&encoded(&largest)[..], PBlock(0)).expect("in range"), largest);
+    let with: [(&str, fn(&mut Superblock, u64)); 4] = [
+        ("generation", |sb, n| sb.generation = n),
+        ("epoch", |sb, n| sb.epoch = n),
+        ("cut", |sb, n| (sb.cut, sb.durable) = (Seq(n), Seq(n))),
+        ("durable_seq", |sb, n| sb.durable = Seq(n)),
+    ];
+    for (name, set) in with {
+        for n in [most + 1, u64::MAX] {
+            let mut sb = head();
+            set(&mut sb, n);
+            let error = sb.encode().expect_err("out of reach");
+            assert!(error.message().contains(&format!("{name} {n}")), "{error}");
+        }
+    }
+}
+
 #[test]
 fn an_empty_tree_has_no_root() {
     let mut sb = head();
@@ -143,7 +179,10 @@ fn texts_are_bounded_when_written_and_when_read() {
     let h = "h".repeat(limits::MAX_HOLDER_BYTES + 1);
     let mut base = sealed();
     let Parent::Foreign { size, .. } = &mut base.parent else { panic!("a base") };
-    *size = (1 << 52) + 1;
+    *size = 1 << 52;
+    let largest_base = base.clone();
+    let Parent::Foreign { size, .. } = &mut base.parent else { panic!("a base") };
+    *size += 1;
     let bad = [
         (with_hints(hints(&long, "")), "parent path"),
         (with_hints(hints("", &long)), "parent path"),
@@ -178,6 +217,7 @@ fn texts_are_bounded_when_written_and_when_read() {
         name("a.b ~c-"),
         name(""),
         holder(&h[1..], &h[1..]),
+        largest_base,
     ];
     for sb in longest {
         assert_eq!(decode(&encoded(&sb)).expect("in range"), sb);
