@@ -51,9 +51,6 @@ pub async fn scan<F: File>(file: &F, ring: Area, sb: &crate::format::Superblock)
             buf.copy_to(i * BLOCK_SIZE, &mut block);
             scan_block(&block, PBlock(next + i as u64), sb, salt, &mut found)?;
         }
-        if read < blocks as usize * BLOCK_SIZE {
-            break;
-        }
         next += blocks;
     }
     Ok(found)

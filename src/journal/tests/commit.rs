@@ -247,6 +247,19 @@ fn a_checkpoints_sync_waits_for_all_but_the_failed() {
 }
 
 #[test]
+fn a_checkpoints_sync_does_not_make_a_failed_record_durable() {
+    let mut world = World::new(64, 64);
+    let one = world.form();
+    world.written(&one);
+    world.journal.fail(one.seq);
+    let mut sync = pin!(world.journal.sync_for_checkpoint(one.seq));
+    assert!(now(sync.as_mut()).is_pending());
+    world.disk.complete(0);
+    assert!(matches!(now(sync.as_mut()), Poll::Ready(Ok(()))));
+    assert_eq!(world.durable(), 0);
+}
+
+#[test]
 fn a_commit_behind_a_failed_record_is_told_of_a_checkpoint_that_broke_off() {
     let mut world = World::new(64, 64);
     let (one, two) = (world.form(), world.form());

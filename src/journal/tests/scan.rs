@@ -134,6 +134,15 @@ fn a_block_that_is_newer_than_the_superblock_proves_it_damaged() {
     }
 }
 
+#[test]
+fn what_lies_behind_the_ring_is_not_read() {
+    let mut ring = Ring::new();
+    ring.bytes.resize((2 + RING as usize + 1000) * BLOCK_SIZE, 0);
+    ring.put(RING - 1, LAYER, EPOCH, GENERATION, &[data(20, 15, 4000, 1)]);
+    (RING..RING + 1000).for_each(|at| ring.put(at, LAYER, EPOCH, GENERATION, &[data(21, 16, 4000, 1)]));
+    assert_eq!(found(&ring.scan().expect("readable")), [20]);
+}
+
 /// O3.
 #[test]
 fn a_ring_that_cannot_be_read_is_an_error() {

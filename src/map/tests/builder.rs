@@ -184,6 +184,61 @@ fn a_leaf_spans_no_more_than_its_offsets_reach() {
     assert!(shape.levels[0] >= 127, "{:?}", shape.levels);
 }
 
+/// A bound that is never too low is tested with every build; here, that it is not more than the layout asks for.
+#[test]
+fn the_most_nodes_are_as_few_as_the_layout_allows() {
+    // Whatever changes, a new root of each possible level, twice.
+    use crate::map::most_nodes;
+    let least = 2 * u64::from(crate::limits::MAX_TREE_HEIGHT);
+    assert_eq!(most_nodes(0, 0, 0, 0), least);
+    // Each level twice for a block; a tree without nodes has one level to be.
+    assert_eq!(most_nodes(1, 1000, 3, 0), least + 6);
+    assert_eq!(most_nodes(1, 1000, 0, 0), least + 2);
+    // No node more than once, however many blocks; new inner nodes for two leaves of each; 100 extents fill a leaf.
+    assert_eq!(most_nodes(6400, 128, 3, 0), least + 256 + 2 + 64);
+    assert_eq!(most_nodes(u64::MAX, 0, 2, 0), least + u64::MAX / 100);
+    // A leaf ends where its offsets do.
+    let reach = crate::format::MAX_LEAF_START;
+    assert_eq!(most_nodes(0, 0, 1, 5 * reach), least + 10);
+}
+
+#[test]
+fn neighbours_in_both_spaces_become_one_extent() {
+    let mut world = World::new(true);
+    let extents = |world: &World| {
+        let mut extents = Vec::new();
+        let all = crate::units::VBlock(0)..crate::units::VBlock(1 << 40);
+        let tree = world.tree();
+        let found = tree.extents(&world.root, all, |v, blocks, _, _| extents.push((v.0, blocks)));
+        super::ram::now(found).expect("undamaged");
+        extents
+    };
+    let gap = world.next_data;
+    world.batch(&[(100, 10, None), (300, 10, Some(gap))]);
+    world.batch(&[(110, 5, None), (310, 5, Some(gap + 10))]);
+    assert_eq!(extents(&world), [(100, 15), (300, 15)]);
+    // Neighbours in one space only, or of another kind, do not.
+    world.batch(&[(115, 5, Some(gap + 500)), (315, 5, Some(gap + 400)), (330, 5, Some(gap + 405))]);
+    assert_eq!(extents(&world), [(100, 15), (115, 5), (300, 15), (315, 5), (330, 5)]);
+}
+
+#[test]
+fn the_leaf_of_a_block_is_found() {
+    let mut world = World::new(true);
+    assert!(
+        super::ram::now(world.tree().leaf(&world.root, crate::units::VBlock(7))).expect("empty").is_none()
+    );
+    let runs: Vec<Run> = (0..2000).map(|i| world.data(i * 2, 1)).collect();
+    world.batch(&runs);
+    for block in [0, 1999, 3998, 1 << 30] {
+        let key = crate::units::VBlock(block);
+        let leaf = super::ram::now(world.tree().leaf(&world.root, key)).expect("undamaged");
+        let (node, range) = leaf.expect("the tree is not empty");
+        assert!(range.contains(&key), "{block} in {range:?}");
+        assert!(matches!(&*node, crate::map::Node::Leaf(leaf) if !leaf.extents.is_empty()));
+    }
+}
+
 #[test]
 fn long_data_is_cut_into_extents_that_fit() {
     let mut world = World::new(true);

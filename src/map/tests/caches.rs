@@ -58,6 +58,25 @@ fn the_smallest_node_cache_still_holds_full_nodes() {
     }
 }
 
+/// A node that is cached for one range may be asked for with another by a forged tree.
+#[test]
+fn a_node_lies_within_a_range_with_all_that_it_maps() {
+    let child = |first| Child { first: VBlock(first), pblock: PBlock(2), crc: 3 };
+    let inner = Node::Inner(InnerNode { children: vec![child(10), child(20)] });
+    let extent = |first| LeafExtent { vblock: VBlock(first), blocks: 5, place: Place::Zero, crc_index: 0 };
+    let leaf = Node::Leaf(LeafNode { extents: vec![extent(10), extent(20)], crcs: vec![] });
+    for (range, inner_in, leaf_in) in [
+        (10..25, true, true),
+        (11..25, false, false),
+        (10..24, true, false),
+        (10..21, true, false),
+        (10..20, false, false),
+    ] {
+        let blocks = VBlock(range.start)..VBlock(range.end);
+        assert_eq!((inner.within(&blocks), leaf.within(&blocks)), (inner_in, leaf_in), "{range:?}");
+    }
+}
+
 #[test]
 fn nodes_are_told_apart_by_layer_place_checksum_and_level() {
     let cache = NodeCache::new(1 << 20);
@@ -103,6 +122,15 @@ fn the_span_cache_stays_within_its_budget() {
             .sum();
         assert!(held as u64 <= cache.weight(), "{held} held, {} stated", cache.weight());
     }
+}
+
+#[test]
+fn the_last_span_of_the_largest_disk_can_be_dropped() {
+    let (cache, last) = (SpanCache::new(1 << 20), Span((1 << 33) - 1));
+    cache.fill(last, Arc::default(), cache.generation());
+    assert!(cache.get(last).is_some());
+    cache.drop_span(last);
+    assert!(cache.get(last).is_none());
 }
 
 #[test]

@@ -320,6 +320,44 @@ fn zeroing_a_terabyte_is_one_entry() {
     assert!(!map.lookup(VBlock(1 << 27), &mut found) && found.iter().all(|f| *f == Mapped::Absent));
 }
 
+#[test]
+fn entries_are_counted_as_they_come_and_go() {
+    let (map, mut freed) = (PendingMap::default(), Vec::new());
+    let counts = |map: &PendingMap| (map.entries(), map.slot_is_empty(Slot(0)), map.slot_is_empty(Slot(1)));
+    assert_eq!(counts(&map), (0, true, true));
+    data(5, 100, 50, 1000).apply(&map, Slot(0), &mut freed);
+    assert_eq!(counts(&map), (50, false, true));
+    data(6, 140, 30, 2000).apply(&map, Slot(0), &mut freed);
+    data(4, 95, 10, 3000).apply(&map, Slot(0), &mut freed);
+    assert_eq!(counts(&map), (75, false, true), "ten are replaced, five came too late");
+    data(7, 100, 3, 4000).apply(&map, Slot(1), &mut freed);
+    assert_eq!(counts(&map), (78, false, false));
+    // All of span 0 but what number 6 wrote there; behind it nothing.
+    zero(5, 0, SPAN_BLOCKS).apply(&map, Slot(0), &mut freed);
+    assert_eq!(counts(&map), (78 - 5 - 28, false, false));
+    zero(9, 0, 1000 * SPAN_BLOCKS).apply(&map, Slot(0), &mut freed);
+    assert_eq!(counts(&map), (3, false, false), "a range is no entry");
+    map.clear(Slot(1));
+    assert_eq!(counts(&map), (0, false, true));
+    map.clear(Slot(0));
+    assert_eq!(counts(&map), (0, true, true));
+}
+
+/// The ranges of the half that stays are still looked for.
+#[test]
+fn clearing_one_half_leaves_the_zeros_of_the_other() {
+    let (map, mut freed) = (PendingMap::default(), Vec::new());
+    zero(1, 0, SPAN_BLOCKS).apply(&map, Slot(0), &mut freed);
+    zero(2, SPAN_BLOCKS, SPAN_BLOCKS).apply(&map, Slot(1), &mut freed);
+    map.clear(Slot(0));
+    let mut found = [Mapped::Zero; 1];
+    assert!(!map.lookup(VBlock(5), &mut found));
+    assert!(map.lookup(VBlock(SPAN_BLOCKS + 5), &mut found));
+    assert_eq!(found, [Mapped::Zero]);
+    data(1, SPAN_BLOCKS, 3, 700).apply(&map, Slot(1), &mut freed);
+    assert_eq!(freed, [Freed { pblock: PBlock(700), blocks: 3, by: Seq(2) }]);
+}
+
 /// What a slot holds is in the tree before it is cleared. So while it is cleared a block may be absent (ask the tree)
 /// or what it was, but never what an older record of the same slot made of it.
 #[test]

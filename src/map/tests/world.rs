@@ -176,6 +176,11 @@ impl World {
             built.nodes,
             "new nodes are all in use"
         );
+        assert_eq!(
+            before.nodes.difference(&after.nodes).count() as u64,
+            built.removed,
+            "nodes that are gone"
+        );
         if self.root.height == 0 {
             assert_eq!(self.root, TreeRoot::default());
         }
