@@ -202,6 +202,25 @@ mod tests {
         assert!(!map.contains(CHUNK - 1) && map.contains(2 * CHUNK));
     }
 
+    #[test]
+    fn a_chunk_is_stored_only_while_it_is_mixed() {
+        let mut map = Bitmap::default();
+        let words = |map: &Bitmap| map.chunks.iter().filter(|c| matches!(c, Chunk::Some(..))).count();
+        assert_eq!((map.insert(0..3 * CHUNK), map.insert(0..2 * CHUNK)), (3 * CHUNK, 0), "there already");
+        // A part of a whole one.
+        assert_eq!((map.remove(100..200), words(&map), map.count()), (100, 1, 3 * CHUNK - 100));
+        assert!(map.contains(99) && !map.contains(100) && !map.contains(199) && map.contains(200));
+        assert_eq!(map.next_run(150, u64::MAX), Some(200..3 * CHUNK), "over the border of a mixed chunk");
+        // It has been whole again, and empty.
+        assert_eq!((map.insert(50..250), words(&map)), (100, 0));
+        assert_eq!((map.remove(0..10), map.remove(10..CHUNK), words(&map)), (10, CHUNK - 10, 0));
+        assert_eq!((map.remove(0..CHUNK), map.count()), (0, 2 * CHUNK), "gone already");
+        assert_eq!(map.next_run(0, 5), Some(CHUNK..CHUNK + 5));
+        // Removing as much as is missing does not make it whole.
+        assert_eq!((map.insert(0..CHUNK - 10), map.remove(5..15)), (CHUNK - 10, 10));
+        assert_eq!((map.contains(7), words(&map)), (false, 1));
+    }
+
     proptest! {
         #[test]
         fn agrees_with_a_set(ops in prop::collection::vec((any::<bool>(), 0u64..2 * CHUNK, 1u64..300), 1..50)) {
