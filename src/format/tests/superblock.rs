@@ -120,7 +120,8 @@ fn counters_out_of_reach_are_refused() {
     let most = limits::MAX_COUNTER;
     let largest = Superblock { generation: most, epoch: most, cut: Seq(most), durable: Seq(most), ..head() };
     assert_eq!(Superblock::decode(&encoded(&largest)[..], PBlock(0)).expect("in range"), largest);
-    let with: [(&str, fn(&mut Superblock, u64)); 4] = [
+    type Set = fn(&mut Superblock, u64);
+    let with: [(&str, Set); 4] = [
         ("generation", |sb, n| sb.generation = n),
         ("epoch", |sb, n| sb.epoch = n),
         ("cut", |sb, n| (sb.cut, sb.durable) = (Seq(n), Seq(n))),

@@ -5,6 +5,7 @@ mod caches;
 mod damage;
 mod fill;
 mod hostile;
+mod neighbours;
 mod pending;
 mod ram;
 mod runs;
