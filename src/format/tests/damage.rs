@@ -195,3 +195,13 @@ fn bad_headers_are_refused() {
     let level = patched(&journal(&[]).0, 15, &[1]);
     assert_refused(JournalBlock::decode(&level[..], ADDRESS), Kind::Corrupt, "level 256", ADDRESS);
 }
+
+#[test]
+fn a_damaged_structure_is_called_by_its_name() {
+    let nothing = [0; BLOCK_SIZE];
+    let named = |error: Error, name: &str| assert!(error.message().starts_with(name), "{error}");
+    named(Superblock::decode(&nothing, PBlock(0)).expect_err("empty"), "superblock");
+    named(LeafNode::decode(&nothing, ADDRESS, WHOLE).expect_err("empty"), "tree node");
+    named(InnerNode::decode(&nothing, ADDRESS, 3, WHOLE).expect_err("empty"), "tree node");
+    named(JournalBlock::decode(&nothing, ADDRESS).expect_err("empty"), "journal block");
+}

@@ -322,6 +322,7 @@ fn zeroing_a_terabyte_is_one_entry() {
 
 #[test]
 fn entries_are_counted_as_they_come_and_go() {
+    assert_eq!((Slot(0).other(), Slot(1).other()), (Slot(1), Slot(0)));
     let (map, mut freed) = (PendingMap::default(), Vec::new());
     let counts = |map: &PendingMap| (map.entries(), map.slot_is_empty(Slot(0)), map.slot_is_empty(Slot(1)));
     assert_eq!(counts(&map), (0, true, true));
