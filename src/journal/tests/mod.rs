@@ -1,6 +1,7 @@
 //! The journal without a layer around it: what each step of its rules does, and what it waits for.
 
 mod commit;
+mod hold;
 mod lanes;
 mod replay;
 mod ring;
