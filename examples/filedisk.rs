@@ -146,7 +146,8 @@ fn serve(disk: &FileDisk, options: &Options, state: &Path) -> error::Result<Devi
     // Before the start, so that the device is found whenever this process dies.
     std::fs::write(state, format!("{tag}\n")).map_err(|e| cowdisk::Error::io("write", e).at(state))?;
     let &Options { queues, depth, max_io, id: device_id, .. } = options;
-    Device::start(disk, &StartOptions { device_id, queues, depth, max_io, tag, recovery: true })
+    let start = StartOptions { device_id, queues, depth, max_io, tag, ..StartOptions::default() };
+    Device::start(disk, &start)
 }
 
 /// The signals of this program, kept from interrupting anything; to be called before any thread exists.

@@ -1,46 +1,31 @@
 //! The control plane: admin commands to `/dev/ublk-control`, each with a bound in time.
 //!
-//! Commands travel as `IORING_OP_URING_CMD` with a payload of 32 bytes, which needs submission entries of 128
-//! bytes, so this ring is apart from the queues'. The kernel runs them on worker threads of the ring, where they may
-//! block: a [`Control`] belongs on a thread that serves no queue.
-#![expect(unsafe_code, reason = "pushing an entry that names a buffer of ours")]
+//! The driver runs them on worker threads of the ring, where they may block: a [`Control`] belongs on a thread that
+//! serves no queue.
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use io_uring::squeue::Entry128;
-use io_uring::types::{Fd, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode};
-
+use super::driver::{Admin, AdminCall, Driver};
 use super::features::Features;
-use super::uapi::{CtrlCmd, CtrlDevInfo, FEATURES_LEN, NO_DEVICE, NO_QUEUE, Params, admin};
+use super::kernel::Kernel;
+use super::uapi::{CtrlDevInfo, FEATURES_LEN, NO_DEVICE, NO_QUEUE, Params, admin};
 use super::{bounds, uapi};
-use crate::storage::IoBuf;
 use crate::{Error, Kind, Result};
 
-const PATH: &str = "/dev/ublk-control";
-/// Bytes for what a command reads or fills: the largest is a CPU mask.
-const BUFFER: usize = 4096;
+pub(super) const PATH: &str = "/dev/ublk-control";
 /// Bytes of a CPU mask: room for 8,192 CPUs.
 const MASK_BYTES: u16 = 1024;
 
-/// An open `/dev/ublk-control` with its ring.
-pub struct Control {
-    ring: IoUring<Entry128, cqueue::Entry>,
-    file: File,
+/// An open `/dev/ublk-control`.
+#[derive(Debug)]
+pub struct Control<K: Driver = Kernel> {
+    admin: K::Admin,
     features: Option<Features>,
-    /// What the running command reads or fills.
-    buf: IoBuf,
-    /// `user_data` of the next command; a completion of an earlier one, given up on, has a lower number.
-    next: u64,
-}
-
-impl std::fmt::Debug for Control {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Control").field("features", &self.features).finish_non_exhaustive()
-    }
+    /// Commands are sent in ioctl encoding.
+    encoded: bool,
+    /// This process.
+    pid: u32,
 }
 
 /// One command with its arguments.
@@ -70,12 +55,19 @@ impl Call<'_> {
 }
 
 impl Control {
-    /// Opens the control device and asks the driver for its features.
+    /// Opens the control device of this machine and asks the driver for its features.
     pub fn open() -> Result<Control> {
-        let file = OpenOptions::new().read(true).write(true).open(PATH).map_err(open_error)?;
-        let ring = IoUring::builder().build(4).map_err(ring_error)?;
-        let mut control = Control { ring, file, features: None, buf: IoBuf::zeroed(BUFFER), next: 0 };
+        Control::open_on(&Kernel)
+    }
+}
+
+impl<K: Driver> Control<K> {
+    /// [`Control::open`] on the machine of `driver`.
+    pub fn open_on(driver: &K) -> Result<Control<K>> {
+        let (admin, pid) = (driver.open_admin()?, driver.pid());
+        let mut control = Control { admin, features: None, encoded: true, pid };
         control.features = control.get_features()?;
+        control.encoded = control.features.is_some() || !control.takes_raw_numbers()?;
         Ok(control)
     }
 
@@ -89,10 +81,16 @@ impl Control {
         self.features.is_some_and(|features| features.has(bits))
     }
 
-    /// The number to send for `command`. GET_FEATURES came after the ioctl encoding (6.4), and the drivers without
-    /// it all know the legacy numbers.
+    /// The number to send for `command`: encoded, unless the driver may be too old for that (6.4).
     pub(super) const fn encode(&self, command: uapi::Command) -> u32 {
-        if self.features.is_some() { command.encoded } else { command.raw }
+        if self.encoded { command.encoded } else { command.raw }
+    }
+
+    /// A driver without GET_FEATURES (before 6.5) knows the raw numbers, unless it is of 6.4 and was built without
+    /// them.
+    fn takes_raw_numbers(&mut self) -> Result<bool> {
+        let call = Call { len: CtrlDevInfo::SIZE as u16, ..Call::new(admin::GET_DEV_INFO, NO_DEVICE) };
+        Ok(self.run_encoded(&call, admin::GET_DEV_INFO.raw)? != -libc::EOPNOTSUPP)
     }
 
     fn get_features(&mut self) -> Result<Option<Features>> {
@@ -146,7 +144,11 @@ impl Control {
 
     /// START_DEV: returns when the disk is there. Every tag must be fetched, or be about to.
     pub(super) fn start(&mut self, id: u32) -> Result<()> {
-        self.run(&Call { data: own_pid(), bound: bounds::START, ..Call::new(admin::START_DEV, id) })?;
+        self.run(&Call {
+            data: u64::from(self.pid),
+            bound: bounds::START,
+            ..Call::new(admin::START_DEV, id)
+        })?;
         Ok(())
     }
 
@@ -183,7 +185,11 @@ impl Control {
 
     /// END_USER_RECOVERY: requests flow again.
     pub(super) fn end_recovery(&mut self, id: u32) -> Result<()> {
-        self.run(&Call { data: own_pid(), bound: bounds::START, ..Call::new(admin::END_USER_RECOVERY, id) })?;
+        self.run(&Call {
+            data: u64::from(self.pid),
+            bound: bounds::START,
+            ..Call::new(admin::END_USER_RECOVERY, id)
+        })?;
         Ok(())
     }
 
@@ -204,60 +210,22 @@ impl Control {
 
     fn received<const N: usize>(&self) -> [u8; N] {
         let mut bytes = [0; N];
-        self.buf.copy_to(0, &mut bytes);
+        self.admin.received(&mut bytes);
         bytes
     }
 
-    /// Sends the command and waits for its answer, which may be minus an errno.
-    fn run_encoded(&mut self, call: &Call<'_>, command: u32) -> Result<i32> {
-        self.buf.zero(0..BUFFER);
-        self.buf.copy_from(0, call.send);
-        let payload = CtrlCmd {
-            dev_id: call.device,
-            queue_id: call.queue,
-            len: call.len,
-            addr: if call.len == 0 { 0 } else { self.buf.as_ptr() as u64 },
-            data: call.data,
-            ..CtrlCmd::default()
-        };
-        let mut bytes = [0; 80];
-        bytes[..CtrlCmd::SIZE].copy_from_slice(&payload.to_bytes());
-        self.next += 1;
-        let entry = opcode::UringCmd80::new(Fd(self.file.as_raw_fd()), command).cmd(bytes).build();
-        // SAFETY: the payload is in the entry; its buffer is `self.buf`, which is replaced and never freed if the
-        // wait below gives up before the completion has come.
-        unsafe { self.ring.submission().push(&entry.user_data(self.next)) }
-            .map_err(|_| Error::new(Kind::Io, format!("{}: the control ring is full", call.what())))?;
-        self.wait(call)
+    /// Sends the command as `number` and waits for its answer, which may be minus an errno.
+    fn run_encoded(&mut self, call: &Call<'_>, number: u32) -> Result<i32> {
+        let Call { device, queue, data, send, len, bound, .. } = *call;
+        let sent = AdminCall { number, device, queue, data, send, len, bound };
+        self.admin.run(&sent).map_err(|e| match e.kind() {
+            io::ErrorKind::TimedOut => {
+                let message = format!("{} did not end within {} seconds", call.what(), bound.as_secs());
+                Error::new(Kind::Io, message).at(PATH)
+            }
+            _ => Error::io(call.what(), e).at(PATH),
+        })
     }
-
-    fn wait(&mut self, call: &Call<'_>) -> Result<i32> {
-        let end = Instant::now() + call.bound;
-        loop {
-            while let Some(entry) = self.ring.completion().next() {
-                if entry.user_data() == self.next {
-                    return Ok(entry.result());
-                }
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                std::mem::forget(std::mem::replace(&mut self.buf, IoBuf::zeroed(BUFFER)));
-                let seconds = call.bound.as_secs();
-                let message = format!("{} did not end within {seconds} seconds", call.what());
-                return Err(Error::new(Kind::Io, message).at(PATH));
-            }
-            let timeout = Timespec::from(left);
-            match self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timeout)) {
-                Ok(_) => {}
-                Err(e) if matches!(e.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EAGAIN)) => {}
-                Err(e) => return Err(Error::io(call.what(), e).at(PATH)),
-            }
-        }
-    }
-}
-
-fn own_pid() -> u64 {
-    u64::from(std::process::id())
 }
 
 fn failed(call: &Call<'_>, code: i32) -> Error {
@@ -268,36 +236,9 @@ fn failed(call: &Call<'_>, code: i32) -> Error {
     }
 }
 
-fn open_error(source: io::Error) -> Error {
-    let error = |what| Error::io(what, source).at(PATH);
-    match error("open") {
-        e if e.kind() == Kind::NotFound => {
-            Error::new(Kind::Unsupported, "the kernel's ublk driver is not loaded")
-                .at(PATH)
-                .hint("modprobe ublk_drv")
-        }
-        e if e.kind() == Kind::Permission => e.hint("run as root"),
-        e => e,
-    }
-}
-
-fn ring_error(source: io::Error) -> Error {
-    let denied = matches!(source.raw_os_error(), Some(libc::EPERM | libc::ENOSYS));
-    let error = Error::io("io_uring_setup", source);
-    if denied { error.hint("sysctl kernel.io_uring_disabled=0") } else { error }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_missing_driver_is_named_with_its_remedy() {
-        let e = open_error(io::Error::from_raw_os_error(libc::ENOENT));
-        assert_eq!((e.kind(), e.hint_text()), (Kind::Unsupported, Some("modprobe ublk_drv")));
-        let e = open_error(io::Error::from_raw_os_error(libc::EACCES));
-        assert_eq!((e.kind(), e.hint_text()), (Kind::Permission, Some("run as root")));
-    }
 
     #[test]
     fn a_failed_command_names_itself_and_its_device() {

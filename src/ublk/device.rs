@@ -5,18 +5,17 @@
 //! takes it up (see [`super::RecoverOptions`]).
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 
 use parking_lot::Mutex;
 
 use super::control::Control;
-use super::features::{self, Features};
+use super::driver::{CharDevice, Driver};
+use super::features::{self, CopyMode, Features};
+use super::kernel::Kernel;
 use super::mailbox::Order;
-use super::queue::{QueueSpec, QueueThread, commands};
+use super::queue::{Commands, QueueSpec, QueueThread};
 use super::stats::Stats;
-use super::sys::Descriptors;
 use super::uapi::{CtrlDevInfo, MAX_IO_BYTES, MAX_NR_QUEUES, MAX_QUEUE_DEPTH, NO_DEVICE, flag};
 use super::{bounds, node, params};
 use crate::device::Disk;
@@ -43,11 +42,21 @@ pub struct StartOptions {
     pub tag: u64,
     /// Let the disk outlive this process, where the driver can (6.1).
     pub recovery: bool,
+    /// When the data of a write is copied.
+    pub copy: CopyMode,
 }
 
 impl Default for StartOptions {
     fn default() -> Self {
-        StartOptions { device_id: None, queues: 1, depth: 64, max_io: 128 << 10, tag: 0, recovery: true }
+        StartOptions {
+            device_id: None,
+            queues: 1,
+            depth: 64,
+            max_io: 128 << 10,
+            tag: 0,
+            recovery: true,
+            copy: CopyMode::default(),
+        }
     }
 }
 
@@ -88,10 +97,11 @@ impl StartOptions {
 /// Dropping it stops nothing: when the process ends the device waits for the next server (or, without recovery,
 /// goes). [`Device::stop`] removes it.
 #[derive(Debug)]
-pub struct Device {
+pub struct Device<K: Driver = Kernel> {
+    pub(super) driver: K,
     pub(super) info: CtrlDevInfo,
-    pub(super) control: Mutex<Control>,
-    pub(super) threads: Vec<QueueThread>,
+    pub(super) control: Mutex<Control<K>>,
+    pub(super) threads: Vec<QueueThread<K>>,
     pub(super) node: PathBuf,
     pub(super) warnings: Vec<String>,
 }
@@ -99,13 +109,20 @@ pub struct Device {
 impl Device {
     /// Makes a new device that serves `disk`. When this returns `/dev/ublkbN` can be opened.
     pub fn start<D: Disk>(disk: &D, options: &StartOptions) -> Result<Device> {
+        Device::start_on(&Kernel, disk, options)
+    }
+}
+
+impl<K: Driver> Device<K> {
+    /// [`Device::start`] on the machine of `driver`.
+    pub fn start_on<D: Disk>(driver: &K, disk: &D, options: &StartOptions) -> Result<Device<K>> {
         options.check()?;
         // What the disk cannot be is said before there is a device.
         params::build(&disk.geometry(), options.max_io)?;
-        let mut control = Control::open()?;
-        let flags = features::ask(control.features(), options.recovery);
+        let mut control = Control::open_on(driver)?;
+        let flags = features::ask(control.features(), options.recovery, options.copy);
         let info = control.add_device(&options.request(flags))?;
-        let mut device = Device::new(control, info);
+        let mut device = Device::new(driver.clone(), control, info);
         match device.bring_up(disk) {
             Ok(()) => Ok(device),
             Err(e) => {
@@ -116,9 +133,10 @@ impl Device {
         }
     }
 
-    pub(super) fn new(control: Control, info: CtrlDevInfo) -> Device {
+    pub(super) fn new(driver: K, control: Control<K>, info: CtrlDevInfo) -> Device<K> {
         let node = node::block_node(info.dev_id);
-        Device { info, control: Mutex::new(control), threads: Vec::new(), node, warnings: Vec::new() }
+        let control = Mutex::new(control);
+        Device { driver, info, control, threads: Vec::new(), node, warnings: Vec::new() }
     }
 
     fn bring_up<D: Disk>(&mut self, disk: &D) -> Result<()> {
@@ -130,12 +148,12 @@ impl Device {
         self.prepare_threads(disk)?;
         self.attach_threads()?;
         self.control.get_mut().start(id)?;
-        let node = node::wait_for_disk(id)?;
+        let node = node::wait_for_disk(&self.driver, id)?;
         if self.features().has(flag::QUIESCE) {
-            self.wish("partitions", node::read_partitions(&node));
+            self.wish("partitions", self.driver.read_partitions(&node));
         } else if self.outlives_its_server() {
             // QUIESCE came right after the driver learned to notice the death of its server by itself.
-            self.wish("io_timeout (recovery may take 30 seconds)", node::shorten_timeout(id));
+            self.wish("io_timeout (recovery may take 30 seconds)", self.driver.shorten_timeout(id));
         }
         Ok(())
     }
@@ -148,20 +166,20 @@ impl Device {
     /// Starts a thread for each queue; when this returns they need nothing more than the character device.
     pub(super) fn prepare_threads<D: Disk>(&mut self, disk: &D) -> Result<()> {
         let control = self.control.get_mut();
-        let (fetch, commit) = commands(|command| control.encode(command));
+        let commands = Commands::new(|command| control.encode(command));
         let CtrlDevInfo { dev_id: device, queue_depth: depth, nr_hw_queues, max_io_buf_bytes, .. } =
             self.info;
         let mut answers = Vec::new();
         for index in 0..nr_hw_queues {
             let cpus = control.queue_affinity(device, index)?;
             let max_io = max_io_buf_bytes as usize;
-            let spec = QueueSpec { device, index, depth, max_io, cpus, fetch, commit };
-            let (thread, answer) = QueueThread::spawn(disk, spec)?;
+            let spec = QueueSpec { device, index, depth, max_io, cpus, commands };
+            let (thread, answer) = QueueThread::spawn(&self.driver, disk, spec)?;
             self.threads.push(thread);
             answers.push(answer);
         }
         for (thread, answer) in self.threads.iter().zip(&answers) {
-            self.warnings.extend(thread.answer(answer)??);
+            self.warnings.extend(thread.answer(&self.driver, answer)??);
         }
         Ok(())
     }
@@ -172,13 +190,13 @@ impl Device {
     /// forgets it only in a recovery of a device with a fetched queue. A server that died in between would leave a
     /// device that nobody can take up.
     pub(super) fn attach_threads(&mut self) -> Result<()> {
-        let char_device = Arc::new(node::open_char(self.info.dev_id)?);
+        let char_device = node::open_char(&self.driver, self.info.dev_id)?;
         let answers: Vec<_> = self.threads.iter().map(|thread| thread.fetch(char_device.clone())).collect();
         for (thread, answer) in self.threads.iter().zip(&answers) {
-            thread.answer(answer)??;
+            thread.answer(&self.driver, answer)??;
         }
         for (thread, index) in self.threads.iter().zip(0..) {
-            thread.map(Descriptors::map(&char_device, index, self.info.queue_depth)?)?;
+            thread.map(&self.driver, char_device.map(index, self.info.queue_depth)?)?;
         }
         Ok(())
     }
@@ -198,6 +216,10 @@ impl Device {
     /// What was negotiated.
     pub const fn features(&self) -> Features {
         Features(self.info.flags)
+    }
+    /// When the data of a write is copied.
+    pub const fn copy_mode(&self) -> CopyMode {
+        CopyMode::of(self.features())
     }
     /// Queues and tags of each, as the driver made them.
     pub const fn shape(&self) -> (u16, u16) {
@@ -230,15 +252,15 @@ impl Device {
     /// `force`d; then its users get EIO. Not after [`Device::hold_and_drain`].
     pub fn stop(&mut self, force: bool) -> Result<()> {
         let id = self.info.dev_id;
-        stop_disk(self.control.get_mut(), id, force, true)?;
+        stop_disk(&self.driver, self.control.get_mut(), id, force, true)?;
         self.end_threads()?;
         delete_disk(self.control.get_mut(), id, force)
     }
 
     /// Waits for the ends of the threads: they come when the driver has taken all tags away, or had given none.
     pub(super) fn end_threads(&mut self) -> Result<()> {
-        let end = Instant::now() + bounds::THREAD;
-        self.threads.drain(..).try_for_each(|thread| thread.join(end))
+        let end = self.driver.now() + bounds::THREAD;
+        self.threads.drain(..).try_for_each(|thread| thread.join(&self.driver, end))
     }
 
     /// Gives up on threads after a start that failed: those that have fetched nothing end.
@@ -278,7 +300,7 @@ impl Device {
         if let Some(thread) = self.threads.first() {
             thread.send(Order::Flush(sender));
         }
-        match answer.recv_timeout(bounds::DRAIN) {
+        match self.driver.wait(&answer, bounds::DRAIN) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(errno)) => {
                 Err(Error::io("flush", std::io::Error::from_raw_os_error(errno.0)).at(&self.node))
@@ -288,8 +310,8 @@ impl Device {
     }
 
     /// Gives every queue an order; one answer for each.
-    fn order(&self, order: impl Fn(std::sync::mpsc::Sender<()>) -> Order) -> Vec<Receiver<()>> {
-        let give = |thread: &QueueThread| {
+    fn order(&self, order: impl Fn(Sender<()>) -> Order<K::Char>) -> Vec<Receiver<()>> {
+        let give = |thread: &QueueThread<K>| {
             let (sender, answer) = channel();
             thread.send(order(sender));
             answer
@@ -298,12 +320,11 @@ impl Device {
     }
 
     fn wait_for(&self, answers: Vec<Receiver<()>>, what: &str) -> Result<()> {
-        let end = Instant::now() + bounds::DRAIN;
+        let end = self.driver.now() + bounds::DRAIN;
         for (index, answer) in answers.into_iter().enumerate() {
+            let left = end.saturating_duration_since(self.driver.now());
             // A queue that has ended has nothing left to do.
-            if let Err(RecvTimeoutError::Timeout) =
-                answer.recv_timeout(end.saturating_duration_since(Instant::now()))
-            {
+            if let Err(RecvTimeoutError::Timeout) = self.driver.wait(&answer, left) {
                 let message =
                     format!("queue {index} did not {what} within {} seconds", bounds::DRAIN.as_secs());
                 return Err(Error::new(Kind::Io, message).at(&self.node));
@@ -314,26 +335,32 @@ impl Device {
 }
 
 /// STOP_DEV, which always ends DEAD; without `force` only if nobody has the disk open. `served`: by this process.
-pub(super) fn stop_disk(control: &mut Control, id: u32, force: bool, served: bool) -> Result<()> {
+pub(super) fn stop_disk<K: Driver>(
+    driver: &K,
+    control: &mut Control<K>,
+    id: u32,
+    force: bool,
+    served: bool,
+) -> Result<()> {
     if force {
         return gone_is_fine(control.stop(id));
     }
     if control.offers(flag::SAFE_STOP_DEV) {
         return match control.try_stop(id) {
-            Err(e) if e.kind() == Kind::InUse => Err(in_use(id)),
+            Err(e) if e.kind() == Kind::InUse => Err(in_use(driver, id)),
             other => gone_is_fine(other),
         };
     }
     // An open of a device without a server could wait for it for ever.
-    if served && node::is_claimed(id) || !node::openers(id).is_empty() {
-        return Err(in_use(id));
+    if served && driver.is_claimed(id) || !driver.openers(id).is_empty() {
+        return Err(in_use(driver, id));
     }
     gone_is_fine(control.stop(id))
 }
 
 /// Removes a stopped device. One that was taken away from its users is not quite gone before the last of them has let
 /// go of it, and nobody waits for that.
-pub(super) fn delete_disk(control: &mut Control, id: u32, force: bool) -> Result<()> {
+pub(super) fn delete_disk<K: Driver>(control: &mut Control<K>, id: u32, force: bool) -> Result<()> {
     if force && gone_is_fine(control.delete_later(id)).is_ok() {
         return Ok(());
     }
@@ -344,8 +371,8 @@ pub(super) fn delete_disk(control: &mut Control, id: u32, force: bool) -> Result
     }
 }
 
-fn in_use(id: u32) -> Error {
-    let users = node::openers(id);
+fn in_use<K: Driver>(driver: &K, id: u32) -> Error {
+    let users = driver.openers(id);
     let message = if users.is_empty() { "the device is open".to_owned() } else { users.join(", ") };
     Error::new(Kind::InUse, message).at(node::block_node(id))
 }

@@ -13,9 +13,27 @@ use crate::{Error, Kind, Result};
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features(pub u64);
 
+/// When the data of a write is copied from the kernel's memory into a tag's buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum CopyMode {
+    /// Before the server hears of the write.
+    #[default]
+    AtFetch,
+    /// When the server has heard of it and asks: one more round trip for each write (NEED_GET_DATA).
+    GetData,
+}
+
+impl CopyMode {
+    /// What `features` make of it.
+    pub const fn of(features: Features) -> CopyMode {
+        if features.has(flag::NEED_GET_DATA) { CopyMode::GetData } else { CopyMode::AtFetch }
+    }
+}
+
 /// What is worth having, where the driver has it.
 const WANTED: Features = Features(
-    flag::USER_RECOVERY
+    flag::URING_CMD_COMP_IN_TASK
+        | flag::USER_RECOVERY
         | flag::USER_RECOVERY_REISSUE
         | flag::CMD_IOCTL_ENCODE
         | flag::QUIESCE
@@ -26,7 +44,6 @@ const WANTED: Features = Features(
 /// Flags that change what a fetch delivers or a commit expects. None of them is asked for.
 const FOREIGN: Features = Features(
     flag::SUPPORT_ZERO_COPY
-        | flag::NEED_GET_DATA
         | flag::UNPRIVILEGED_DEV
         | flag::USER_COPY
         | flag::ZONED
@@ -86,8 +103,9 @@ impl fmt::Debug for Features {
 /// The flags to send with ADD_DEV. `offered` is the answer to GET_FEATURES, if the driver has that command (6.5).
 ///
 /// Only {}, {USER_RECOVERY}, and {USER_RECOVERY, REISSUE} of the recovery flags are sent, all of them legal.
-pub(super) fn ask(offered: Option<Features>, recovery: bool) -> Features {
-    let mut ask = WANTED.0 & offered.map_or(u64::MAX, |f| f.0);
+pub(super) fn ask(offered: Option<Features>, recovery: bool, copy: CopyMode) -> Features {
+    let get_data = if copy == CopyMode::GetData { flag::NEED_GET_DATA } else { 0 };
+    let mut ask = (WANTED.0 | get_data) & offered.map_or(u64::MAX, |f| f.0);
     if !recovery || ask & flag::USER_RECOVERY == 0 {
         ask &= !(flag::USER_RECOVERY | flag::USER_RECOVERY_REISSUE | flag::QUIESCE);
     }
@@ -111,19 +129,20 @@ mod tests {
     #[test]
     fn only_what_is_offered_is_asked_for() {
         let old = Features(0x3ff);
-        assert_eq!(ask(Some(old), true).0, 0b101_1000);
-        assert_eq!(ask(Some(Features::default()), true).0, 0);
-        assert_eq!(ask(None, true), WANTED);
+        assert_eq!(ask(Some(old), true, CopyMode::AtFetch).0, 0b101_1010);
+        assert_eq!(ask(Some(old), true, CopyMode::GetData).0, 0b101_1110);
+        assert_eq!(ask(Some(Features::default()), true, CopyMode::GetData).0, 0);
+        assert_eq!(ask(None, true, CopyMode::AtFetch), WANTED);
     }
 
     #[test]
     fn recovery_flags_go_together() {
         let no_recovery = Features(!flag::USER_RECOVERY);
-        for flags in [ask(Some(no_recovery), true), ask(None, false)] {
+        for flags in [ask(Some(no_recovery), true, CopyMode::AtFetch), ask(None, false, CopyMode::AtFetch)] {
             assert_eq!(flags.0 & (flag::USER_RECOVERY_REISSUE | flag::QUIESCE), 0);
             assert!(flags.has(flag::CMD_IOCTL_ENCODE));
         }
-        let plain = ask(Some(Features(!flag::USER_RECOVERY_REISSUE)), true);
+        let plain = ask(Some(Features(!flag::USER_RECOVERY_REISSUE)), true, CopyMode::AtFetch);
         assert!(plain.has(flag::USER_RECOVERY) && !plain.has(flag::USER_RECOVERY_REISSUE));
     }
 

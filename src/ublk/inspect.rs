@@ -1,13 +1,12 @@
 //! What processes other than the server may know of a device, and do to it.
 
-use std::path::Path;
-use std::time::Instant;
-
 use super::bounds;
 use super::control::Control;
 use super::device::{delete_disk, stop_disk};
+use super::driver::Driver;
 use super::features::Features;
-use super::node::{self, Life};
+use super::kernel::Kernel;
+use super::node;
 use super::recovery::check_tag;
 use super::uapi::{CtrlDevInfo, state};
 use crate::{Error, Kind, Result};
@@ -77,15 +76,23 @@ impl From<CtrlDevInfo> for DeviceInfo {
 
 /// The device `id`; [`Kind::NotFound`] if there is none.
 pub fn device_info(id: u32) -> Result<DeviceInfo> {
-    Control::open()?.device_info(id).map(DeviceInfo::from)
+    device_info_on(&Kernel, id)
+}
+
+/// [`device_info`] on the machine of `driver`.
+pub fn device_info_on<K: Driver>(driver: &K, id: u32) -> Result<DeviceInfo> {
+    Control::open_on(driver)?.device_info(id).map(DeviceInfo::from)
 }
 
 /// All ublk devices, by id. There is no command for that: sysfs names them.
 pub fn list_devices() -> Result<Vec<DeviceInfo>> {
-    let mut control = Control::open()?;
-    let names = node::names(Path::new("/sys/class/ublk-char"));
-    let mut ids: Vec<u32> =
-        names.iter().filter_map(|name| name.strip_prefix("ublkc")?.parse().ok()).collect();
+    list_devices_on(&Kernel)
+}
+
+/// [`list_devices`] on the machine of `driver`.
+pub fn list_devices_on<K: Driver>(driver: &K) -> Result<Vec<DeviceInfo>> {
+    let mut control = Control::open_on(driver)?;
+    let mut ids = driver.devices();
     ids.sort_unstable();
     let mut devices = Vec::new();
     for id in ids {
@@ -109,34 +116,41 @@ pub fn find_device(tag: u64) -> Result<Option<DeviceInfo>> {
 /// [`Kind::NotFound`] if its tag is another one, with [`Kind::InUse`] while a process serves it, and, unless
 /// `force`d, while somebody has it open; forced, its users get EIO.
 pub fn remove_waiting(id: u32, tag: u64, force: bool) -> Result<()> {
-    let mut control = Control::open()?;
-    wait_until_unserved(&mut control, id, tag)?;
-    stop_disk(&mut control, id, force, false)?;
+    remove_waiting_on(&Kernel, id, tag, force)
+}
+
+/// [`remove_waiting`] on the machine of `driver`.
+pub fn remove_waiting_on<K: Driver>(driver: &K, id: u32, tag: u64, force: bool) -> Result<()> {
+    let mut control = Control::open_on(driver)?;
+    wait_until_unserved(driver, &mut control, id, tag)?;
+    stop_disk(driver, &mut control, id, force, false)?;
     delete_disk(&mut control, id, force)
 }
 
 /// A server that was just killed may need a moment; one that lives is refused.
-fn wait_until_unserved(control: &mut Control, id: u32, tag: u64) -> Result<()> {
-    let begin = Instant::now();
+fn wait_until_unserved<K: Driver>(driver: &K, control: &mut Control<K>, id: u32, tag: u64) -> Result<()> {
+    let begin = driver.now();
     loop {
         let info = control.device_info(id)?;
         check_tag(&info, tag)?;
         let (served, alive) = match info.state {
-            state::LIVE => (true, node::life_of(info.ublksrv_pid) == Life::Alive),
+            state::LIVE => (true, driver.is_alive(info.ublksrv_pid)),
             // Without a disk the driver names no server: one that starts, or ends, has the character device open.
-            state::DEAD => (node::char_is_open(id), true),
+            state::DEAD => (node::char_is_open(driver, id), true),
             _ => (false, false),
         };
         if !served {
             return Ok(());
         }
-        if begin.elapsed() > if alive { bounds::ALIVE } else { bounds::OLD_SERVER } {
+        if driver.now().saturating_duration_since(begin)
+            > if alive { bounds::ALIVE } else { bounds::OLD_SERVER }
+        {
             let pid = info.ublksrv_pid;
             let who = if pid > 0 { format!("process {pid}") } else { "another process".to_owned() };
             let message = format!("the device is served by {who}");
             return Err(Error::new(Kind::InUse, message).at(node::block_node(id)));
         }
-        std::thread::sleep(bounds::POLL);
+        driver.pause(bounds::POLL);
     }
 }
 

@@ -3,24 +3,22 @@
 //! The queue's thread sleeps only in its ring; an order wakes the task that waits there.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
-use super::sys::Descriptors;
+use super::driver::CharDevice;
 use crate::Result;
 use crate::device::Errno;
 
 /// What a queue may be told. The answer is sent when it is done.
 #[derive(Debug)]
-pub(super) enum Order {
+pub(super) enum Order<C: CharDevice> {
     /// Fetch every tag through this open character device.
-    Fetch(Arc<File>, Sender<Result<()>>),
+    Fetch(C, Sender<Result<()>>),
     /// Requests are described here. Comes before the first one can.
-    Map(Descriptors, Sender<()>),
+    Map(C::Descriptors, Sender<()>),
     /// End, when no tag is fetched (any more).
     End,
     /// Stay, though every tag may be taken away: the process is about to leave the device to the next server.
@@ -31,20 +29,24 @@ pub(super) enum Order {
     Flush(Sender<std::result::Result<(), Errno>>),
 }
 
-#[derive(Debug, Default)]
-struct Slot {
-    orders: VecDeque<Order>,
+#[derive(Debug)]
+struct Slot<C: CharDevice> {
+    orders: VecDeque<Order<C>>,
     waker: Option<Waker>,
     closed: bool,
 }
 
 /// The orders of one queue.
-#[derive(Debug, Default)]
-pub(super) struct Mailbox(Mutex<Slot>);
+#[derive(Debug)]
+pub(super) struct Mailbox<C: CharDevice>(Mutex<Slot<C>>);
 
-impl Mailbox {
+impl<C: CharDevice> Mailbox<C> {
+    pub(super) fn new() -> Mailbox<C> {
+        Mailbox(Mutex::new(Slot { orders: VecDeque::new(), waker: None, closed: false }))
+    }
+
     /// Hands an order over. One for a queue that has ended is dropped, and with it its sender.
-    pub(super) fn send(&self, order: Order) {
+    pub(super) fn send(&self, order: Order<C>) {
         let mut slot = self.0.lock();
         if slot.closed {
             return;
@@ -58,7 +60,7 @@ impl Mailbox {
     }
 
     /// The next order; keeps the waker of the task that asks.
-    pub(super) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Order> {
+    pub(super) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Order<C>> {
         let mut slot = self.0.lock();
         match slot.orders.pop_front() {
             Some(order) => Poll::Ready(order),
@@ -81,11 +83,12 @@ impl Mailbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ublk::kernel::CharFile;
     use std::sync::mpsc::channel;
 
     #[test]
     fn orders_arrive_in_turn_and_a_closed_box_drops_them() {
-        let (mailbox, mut cx) = (Mailbox::default(), Context::from_waker(Waker::noop()));
+        let (mailbox, mut cx) = (Mailbox::<CharFile>::new(), Context::from_waker(Waker::noop()));
         let (sender, answer) = channel();
         assert!(mailbox.poll_next(&mut cx).is_pending());
         mailbox.send(Order::Park(sender.clone()));

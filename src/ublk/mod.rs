@@ -6,13 +6,18 @@
 //! *data plane* is one thread, ring and executor per queue (`queue`): for each tag one long-lived task fetches a
 //! request, runs it on the disk's [`crate::device::Queue`], and commits the result together with the next fetch.
 //!
+//! What lies below the server is behind one trait ([`driver::Driver`]): the kernel's driver (`kernel`), or a simulated
+//! one (`sim`, feature `sim`), on which the same server runs in one thread, in an order drawn from a seed.
+//!
 //! [`Device`] is the life of a device as its server sees it. What other processes need (who waits, remove it)
 //! is in `inspect`.
 
 mod control;
 mod device;
+pub mod driver;
 mod features;
 mod inspect;
+pub mod kernel;
 mod mailbox;
 mod node;
 mod params;
@@ -20,14 +25,16 @@ mod queue;
 mod recovery;
 mod request;
 mod stats;
-mod sys;
 pub mod uapi;
 
 pub use control::Control;
 pub use device::{Device, StartOptions};
-pub use features::Features;
-pub use inspect::{DeviceInfo, State, device_info, find_device, list_devices, remove_waiting};
-pub use node::openers;
+pub use features::{CopyMode, Features};
+pub use inspect::{
+    DeviceInfo, State, device_info, device_info_on, find_device, list_devices, list_devices_on,
+    remove_waiting, remove_waiting_on,
+};
+pub use kernel::{Kernel, openers};
 pub use recovery::RecoverOptions;
 pub use stats::{OpCounts, Stats};
 

@@ -6,28 +6,41 @@
 //! carries IO_DRAIN or IO_LINK: an idle fetch never completes, and a drain would wait for it for ever.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::fs::File;
 use std::future::{pending, poll_fn};
-use std::os::fd::AsRawFd;
+use std::marker::PhantomData;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::task::{Poll, Waker};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
-use io_uring::{opcode, types};
-
 use super::bounds;
+use super::driver::{CharDevice, Driver, QueueHandle, QueueMain, Ready, ThreadSpec};
 use super::mailbox::{Mailbox, Order};
 use super::request::{self, Request};
 use super::stats::QueueStats;
-use super::sys::Descriptors;
 use super::uapi::{Command, IoCmd, IoDesc, io, io_result};
 use crate::device::{Disk, Queue};
-use crate::runtime::{self, Op, Payload, RingOptions, Runtime, spawn, thread};
 use crate::storage::IoBuf;
 use crate::{Error, Kind, Result};
+
+/// A queue's commands in the encoding of its driver.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Commands {
+    fetch: u32,
+    commit: u32,
+    get_data: u32,
+}
+
+impl Commands {
+    pub(super) fn new(encode: impl Fn(Command) -> u32) -> Commands {
+        Commands {
+            fetch: encode(io::FETCH_REQ),
+            commit: encode(io::COMMIT_AND_FETCH_REQ),
+            get_data: encode(io::NEED_GET_DATA),
+        }
+    }
+}
 
 /// What a queue's thread needs to know before it can fetch.
 #[derive(Clone, Debug)]
@@ -39,9 +52,7 @@ pub(super) struct QueueSpec {
     pub(super) max_io: usize,
     /// CPUs whose requests the queue gets, one bit each.
     pub(super) cpus: Vec<u8>,
-    /// FETCH_REQ and COMMIT_AND_FETCH_REQ in the encoding of this driver.
-    pub(super) fetch: u32,
-    pub(super) commit: u32,
+    pub(super) commands: Commands,
 }
 
 /// The answer of a thread that is prepared: what could not be had and is not vital.
@@ -49,54 +60,70 @@ pub(super) type Prepared = Receiver<Result<Vec<String>>>;
 
 /// Handle on a queue's thread.
 #[derive(Debug)]
-pub(super) struct QueueThread {
+pub(super) struct QueueThread<K: Driver> {
     index: u16,
-    mailbox: Arc<Mailbox>,
+    mailbox: Arc<Mailbox<K::Char>>,
     pub(super) stats: Arc<QueueStats>,
-    thread: JoinHandle<()>,
+    thread: K::Thread,
 }
 
-impl QueueThread {
+impl<K: Driver> QueueThread<K> {
     /// Starts the thread, which makes its ring, its buffers and its handle on the disk, says so, and then waits for
     /// orders. From there on it needs nothing more than the character device.
-    pub(super) fn spawn<D: Disk>(disk: &D, spec: QueueSpec) -> Result<(QueueThread, Prepared)> {
-        let (mailbox, stats) = (Arc::new(Mailbox::default()), Arc::new(QueueStats::default()));
+    pub(super) fn spawn<D: Disk>(
+        driver: &K,
+        disk: &D,
+        spec: QueueSpec,
+    ) -> Result<(QueueThread<K>, Prepared)> {
+        let (mailbox, stats) = (Arc::new(Mailbox::new()), Arc::new(QueueStats::default()));
         let (sender, prepared) = channel();
-        let own =
-            Thread { disk: disk.clone(), mailbox: mailbox.clone(), stats: stats.clone(), prepared: sender };
         let index = spec.index;
-        let thread = std::thread::Builder::new()
-            .name(format!("ublk{}q{index}", spec.device))
-            .spawn(move || own.run(spec))
+        let thread = ThreadSpec {
+            name: format!("ublk{}q{index}", spec.device),
+            queue: index,
+            cpus: spec.cpus.clone(),
+            operations: u32::from(spec.depth) * 2,
+            buffer_bytes: usize::from(spec.depth) * spec.max_io,
+        };
+        let main = Main::<D, K> {
+            disk: disk.clone(),
+            spec,
+            orders: Orders(mailbox.clone()),
+            stats: stats.clone(),
+            prepared: sender,
+            driver: PhantomData,
+        };
+        let thread = driver
+            .start_queue(thread, main)
             .map_err(|e| Error::io(format!("start of the thread of queue {index}"), e))?;
         Ok((QueueThread { index, mailbox, stats, thread }, prepared))
     }
 
     /// Fetches every tag; the answer comes from the receiver.
-    pub(super) fn fetch(&self, char_device: Arc<File>) -> Receiver<Result<()>> {
+    pub(super) fn fetch(&self, char_device: K::Char) -> Receiver<Result<()>> {
         let (sender, answer) = channel();
         self.send(Order::Fetch(char_device, sender));
         answer
     }
 
     /// Hands the descriptors over.
-    pub(super) fn map(&self, descriptors: Descriptors) -> Result<()> {
+    pub(super) fn map(&self, driver: &K, descriptors: <K::Char as CharDevice>::Descriptors) -> Result<()> {
         let (sender, answer) = channel();
         self.send(Order::Map(descriptors, sender));
-        self.answer(&answer)
+        self.answer(driver, &answer)
     }
 
     /// Waits for the answer to an order of the start.
-    pub(super) fn answer<T>(&self, answer: &Receiver<T>) -> Result<T> {
+    pub(super) fn answer<T>(&self, driver: &K, answer: &Receiver<T>) -> Result<T> {
         let failed =
             |what: &str| Error::new(Kind::Io, format!("the thread of ublk queue {} {what}", self.index));
-        answer.recv_timeout(bounds::THREAD).map_err(|e| match e {
+        driver.wait(answer, bounds::THREAD).map_err(|e| match e {
             RecvTimeoutError::Timeout => failed("did not answer in time"),
             RecvTimeoutError::Disconnected => failed("ended early"),
         })
     }
 
-    pub(super) fn send(&self, order: Order) {
+    pub(super) fn send(&self, order: Order<K::Char>) {
         self.mailbox.send(order);
     }
 
@@ -105,100 +132,70 @@ impl QueueThread {
     }
 
     /// Waits until the thread has ended and its ring is closed. It ends when the driver has taken all tags away.
-    pub(super) fn join(self, end: Instant) -> Result<()> {
+    pub(super) fn join(self, driver: &K, end: Instant) -> Result<()> {
         self.send(Order::End);
         while !self.thread.is_finished() {
-            if Instant::now() >= end {
+            if driver.now() >= end {
                 return Err(Error::new(
                     Kind::Io,
                     format!("the thread of ublk queue {} did not end", self.index),
                 ));
             }
-            std::thread::sleep(bounds::POLL);
+            driver.pause(bounds::POLL);
         }
-        // It cannot have panicked: that aborts the process.
-        let _ = self.thread.join();
+        self.thread.join();
         Ok(())
     }
 }
 
-/// A panic in a queue's thread must not leave a living process behind: its users would hang for ever. A dead one
-/// is followed by the next server.
-struct AbortOnPanic;
+/// The receiving end of a mailbox, which closes with its thread.
+struct Orders<C: CharDevice>(Arc<Mailbox<C>>);
 
-impl Drop for AbortOnPanic {
+impl<C: CharDevice> Drop for Orders<C> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!(
-                "cowdisk: a queue thread panicked: the process aborts, so that the next server can take over"
-            );
-            std::process::abort();
-        }
+        self.0.close();
     }
 }
 
 /// What moves to the thread.
-struct Thread<D> {
+struct Main<D, K: Driver> {
     disk: D,
-    mailbox: Arc<Mailbox>,
+    spec: QueueSpec,
+    orders: Orders<K::Char>,
     stats: Arc<QueueStats>,
     prepared: Sender<Result<Vec<String>>>,
+    driver: PhantomData<fn() -> K>,
 }
 
-impl<D: Disk> Thread<D> {
-    fn run(self, spec: QueueSpec) {
-        let _guard = AbortOnPanic;
-        let Thread { disk, mailbox, stats, prepared } = self;
-        // Whoever waits for the answers may have given up.
-        match prepare(&spec) {
-            Ok((runtime, buffers, warnings)) => {
-                let orders = mailbox.clone();
-                // Mapping and character device go with the last task, before the ring: then DEL_DEV can end.
-                runtime.block_on(async move {
-                    let queue = disk.queue(usize::from(spec.index));
-                    let _ = prepared.send(Ok(warnings));
-                    let served = Served { spec, queue, buffers, stats, state: State::default() };
-                    serve(Rc::new(served), &orders).await;
-                });
-            }
-            Err(e) => drop(prepared.send(Err(e))),
-        }
-        mailbox.close();
+impl<D: Disk, K: Driver> QueueMain for Main<D, K> {
+    async fn run(self, ready: Ready) {
+        let Main { disk, spec, orders, stats, prepared, .. } = self;
+        let queue = disk.queue(usize::from(spec.index));
+        // Whoever waits for the answer may have given up.
+        let _ = prepared.send(Ok(ready.warnings));
+        let buffers = ready.buffers;
+        let served = Served::<D::Queue, K> { spec, queue, buffers, stats, state: State::new() };
+        serve(Rc::new(served), &orders.0).await;
+    }
+
+    fn failed(self, error: Error) {
+        let _ = self.prepared.send(Err(error));
     }
 }
 
-/// Everything that can fail or take time, before the first fetch. Reclaim first: rings and their workers inherit it.
-fn prepare(spec: &QueueSpec) -> Result<(Runtime, IoBuf, Vec<String>)> {
-    let mut warnings = Vec::new();
-    let mut wish = |what: &str, result: std::io::Result<()>| {
-        if let Err(e) = result {
-            warnings.push(format!("queue {}: {what}: {e}", spec.index));
-        }
-    };
-    wish("PR_SET_IO_FLUSHER", thread::set_io_flusher());
-    wish("pinning to the queue's CPUs", thread::pin_within(&spec.cpus).map(drop));
-    let buffers = IoBuf::zeroed(usize::from(spec.depth) * spec.max_io);
-    wish("locking of buffers", thread::lock_once_used(&buffers));
-    let entries = (u32::from(spec.depth) * 2).next_power_of_two().clamp(64, 8192);
-    let what = || format!("io_uring_setup for ublk queue {}", spec.index);
-    let runtime = Runtime::new(RingOptions { entries }).map_err(|e| Error::io(what(), e))?;
-    Ok((runtime, buffers, warnings))
-}
-
 /// What the tasks of a queue share.
-struct Served<Q> {
+struct Served<Q, K: Driver> {
     spec: QueueSpec,
     queue: Rc<Q>,
     /// One buffer of `max_io` bytes for each tag.
     buffers: IoBuf,
     stats: Arc<QueueStats>,
-    state: State,
+    state: State<K::Char>,
 }
 
-#[derive(Default)]
-struct State {
-    char_device: OnceCell<Arc<File>>,
-    descriptors: OnceCell<Descriptors>,
+struct State<C: CharDevice> {
+    char_device: OnceCell<C>,
+    descriptors: OnceCell<C::Descriptors>,
     /// Tags that are fetched or executing.
     live: Cell<u16>,
     /// Requests between fetch and commit.
@@ -215,7 +212,21 @@ struct State {
     waker: RefCell<Option<Waker>>,
 }
 
-impl State {
+impl<C: CharDevice> State<C> {
+    fn new() -> State<C> {
+        State {
+            char_device: OnceCell::new(),
+            descriptors: OnceCell::new(),
+            live: Cell::new(0),
+            executing: Cell::new(0),
+            hold: Cell::new(false),
+            park: Cell::new(false),
+            ending: Cell::new(false),
+            failed: Cell::new(None),
+            waker: RefCell::new(None),
+        }
+    }
+
     fn changed(&self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -223,7 +234,7 @@ impl State {
     }
 }
 
-impl<Q: Queue> Served<Q> {
+impl<Q: Queue, K: Driver> Served<Q, K> {
     fn buffer(&self, tag: u16) -> IoBuf {
         let start = usize::from(tag) * self.spec.max_io;
         self.buffers.slice(start..start + self.spec.max_io)
@@ -231,13 +242,10 @@ impl<Q: Queue> Served<Q> {
 
     /// Starts a command for `tag`. The driver copies into and out of the tag's buffer until the next command, so
     /// the running operation keeps it.
-    fn command(&self, command: u32, tag: u16, result: i32) -> Op {
-        let buf = self.buffer(tag);
-        let payload = IoCmd { q_id: self.spec.index, tag, result, addr: buf.as_ptr() as u64 };
+    fn command(&self, command: u32, tag: u16, result: i32) -> Op<K> {
+        let payload = IoCmd { q_id: self.spec.index, tag, result, addr: 0 };
         let char_device = self.state.char_device.get().expect("an order brought it before the first fetch");
-        let target = types::Fd(char_device.as_raw_fd());
-        let entry = opcode::UringCmd16::new(target, command).cmd(payload.to_bytes()).build();
-        runtime::submit(entry, Payload::Buf(buf))
+        char_device.io(command, payload, self.buffer(tag))
     }
 
     async fn execute(&self, tag: u16, desc: &IoDesc) -> i32 {
@@ -252,11 +260,12 @@ impl<Q: Queue> Served<Q> {
     }
 
     /// The whole life of a tag; `command` is its first fetch.
-    async fn serve_tag(self: Rc<Self>, tag: u16, mut command: Op) {
+    async fn serve_tag(self: Rc<Self>, tag: u16, mut command: Op<K>) {
         let state = &self.state;
         loop {
-            match command.await.raw {
-                io_result::OK => {}
+            let got = command.await;
+            match got {
+                io_result::OK | io_result::NEED_GET_DATA => {}
                 // The second: the ring itself is going away.
                 io_result::ABORT | CANCELLED => break,
                 code => {
@@ -267,11 +276,16 @@ impl<Q: Queue> Served<Q> {
             if state.hold.get() {
                 pending::<()>().await;
             }
+            if got == io_result::NEED_GET_DATA {
+                // Not before this is answered is the data in the buffer.
+                command = self.command(self.spec.commands.get_data, tag, 0);
+                continue;
+            }
             state.executing.set(state.executing.get() + 1);
             let descriptors =
                 state.descriptors.get().expect("an order brought them before the disk was started");
-            let result = self.execute(tag, &descriptors.read(tag)).await;
-            command = self.command(self.spec.commit, tag, result);
+            let result = self.execute(tag, &K::Char::descriptor(descriptors, tag)).await;
+            command = self.command(self.spec.commands.commit, tag, result);
             state.executing.set(state.executing.get() - 1);
             if state.hold.get() {
                 state.changed();
@@ -288,21 +302,21 @@ impl<Q: Queue> Served<Q> {
             eprintln!(
                 "cowdisk: ublk device {device}: queue {index}, tag {tag}: the driver answered {code}: aborting"
             );
-            std::process::abort();
+            K::abort();
         }
         self.state.failed.set(self.state.failed.get().or(Some(code)));
     }
 
     /// Fetches every tag: in one system call, since the ring has room for all of them. A server that dies in the
     /// middle leaves a queue that old drivers cannot recover.
-    async fn fetch_all(self: &Rc<Self>, char_device: Arc<File>) -> Result<()> {
+    async fn fetch_all(self: &Rc<Self>, char_device: K::Char) -> Result<()> {
         let _ = self.state.char_device.set(char_device);
         self.state.live.set(self.spec.depth);
         for tag in 0..self.spec.depth {
-            let first = self.command(self.spec.fetch, tag, 0);
-            spawn(self.clone().serve_tag(tag, first));
+            let first = self.command(self.spec.commands.fetch, tag, 0);
+            K::spawn(self.clone().serve_tag(tag, first));
         }
-        submitted().await;
+        K::submitted().await;
         // The tags end, too: without them the thread does.
         self.state.ending.set(true);
         let what = || format!("ublk {} on queue {}", io::FETCH_REQ.name, self.spec.index);
@@ -313,23 +327,19 @@ impl<Q: Queue> Served<Q> {
     }
 }
 
+type Op<K> = <<K as Driver>::Char as CharDevice>::Op;
+
 const CANCELLED: i32 = -libc::ECANCELED;
 
 /// Obeys until all tags are gone.
-async fn serve<Q: Queue>(served: Rc<Served<Q>>, orders: &Mailbox) {
+async fn serve<Q: Queue, K: Driver>(served: Rc<Served<Q, K>>, orders: &Mailbox<K::Char>) {
     while let Some(order) = next_order(&served.state, orders).await {
         obey(&served, order).await;
     }
 }
 
-/// Done when every operation started before is in the driver's hands: entries are taken in order, and ublk's
-/// commands never wait for a worker.
-async fn submitted() {
-    let _ = runtime::submit(opcode::Nop::new().build(), Payload::None).await;
-}
-
 /// The next order, or `None` when no tag is left and nobody asked the queue to stay.
-async fn next_order(state: &State, orders: &Mailbox) -> Option<Order> {
+async fn next_order<C: CharDevice>(state: &State<C>, orders: &Mailbox<C>) -> Option<Order<C>> {
     poll_fn(|cx| {
         if let Poll::Ready(order) = orders.poll_next(cx) {
             return Poll::Ready(Some(order));
@@ -341,7 +351,7 @@ async fn next_order(state: &State, orders: &Mailbox) -> Option<Order> {
     .await
 }
 
-async fn obey<Q: Queue>(served: &Rc<Served<Q>>, order: Order) {
+async fn obey<Q: Queue, K: Driver>(served: &Rc<Served<Q, K>>, order: Order<K::Char>) {
     // Whoever gave the order may have given up waiting.
     match order {
         Order::Fetch(char_device, done) => {
@@ -359,7 +369,7 @@ async fn obey<Q: Queue>(served: &Rc<Served<Q>>, order: Order) {
         Order::Hold(done) => {
             served.state.hold.set(true);
             drained(&served.state).await;
-            submitted().await;
+            K::submitted().await;
             let _ = done.send(());
         }
         Order::Flush(done) => {
@@ -368,7 +378,7 @@ async fn obey<Q: Queue>(served: &Rc<Served<Q>>, order: Order) {
     }
 }
 
-async fn drained(state: &State) {
+async fn drained<C: CharDevice>(state: &State<C>) {
     poll_fn(|cx| {
         state.waker.replace(Some(cx.waker().clone()));
         if state.executing.get() == 0 { Poll::Ready(()) } else { Poll::Pending }
@@ -376,17 +386,12 @@ async fn drained(state: &State) {
     .await;
 }
 
-/// The commands of a queue in the encoding that `encode` knows.
-pub(super) fn commands(encode: impl Fn(Command) -> u32) -> (u32, u32) {
-    (encode(io::FETCH_REQ), encode(io::COMMIT_AND_FETCH_REQ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::device::{Errno, Geometry};
-    use std::os::unix::process::ExitStatusExt;
-    use std::process::{Command, Stdio};
+    use crate::ublk::Kernel;
+    use std::fs::File;
 
     /// A disk that refuses everything.
     #[derive(Clone)]
@@ -418,24 +423,6 @@ mod tests {
         }
     }
 
-    /// Runs itself once more, in a process that must not survive the panic of one of its threads.
-    #[test]
-    fn a_panic_in_a_queue_thread_aborts_the_process() {
-        const CHILD: &str = "COWDISK_TEST_PANICS";
-        if std::env::var_os(CHILD).is_some() {
-            let panicking = std::thread::spawn(|| {
-                let _guard = AbortOnPanic;
-                panic!("as the test wants it");
-            });
-            let _ = panicking.join();
-            return;
-        }
-        let name = "ublk::queue::tests::a_panic_in_a_queue_thread_aborts_the_process";
-        let mut child = Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", name]).env(CHILD, "1").stdout(Stdio::null()).stderr(Stdio::null());
-        assert_eq!(child.status().unwrap().signal(), Some(libc::SIGABRT));
-    }
-
     #[test]
     fn a_prepared_thread_that_never_fetched_ends_when_told() {
         let spec = QueueSpec {
@@ -444,31 +431,30 @@ mod tests {
             depth: 4,
             max_io: 4096,
             cpus: vec![0xff; 128],
-            fetch: 0,
-            commit: 0,
+            commands: Commands::default(),
         };
-        let (thread, prepared) = QueueThread::spawn(&Refusing, spec).unwrap();
-        thread.answer(&prepared).unwrap().unwrap();
+        let (thread, prepared) = QueueThread::spawn(&Kernel, &Refusing, spec).unwrap();
+        thread.answer(&Kernel, &prepared).unwrap().unwrap();
         let (held_in, held) = channel();
         thread.send(Order::Hold(held_in));
-        thread.answer(&held).unwrap();
+        thread.answer(&Kernel, &held).unwrap();
         let (flushed_in, flushed) = channel();
         thread.send(Order::Flush(flushed_in));
-        assert_eq!(thread.answer(&flushed).unwrap(), Err(Errno(libc::EROFS)));
+        assert_eq!(thread.answer(&Kernel, &flushed).unwrap(), Err(Errno(libc::EROFS)));
         assert!(!thread.is_finished());
-        thread.join(Instant::now() + bounds::THREAD).unwrap();
+        thread.join(&Kernel, Instant::now() + bounds::THREAD).unwrap();
     }
 
     /// The driver's answer to a file that is no ublk device stands for every fetch that fails.
     #[test]
     fn a_fetch_that_fails_is_an_error_of_the_start_and_ends_the_thread() {
-        let spec =
-            QueueSpec { device: 0, index: 3, depth: 4, max_io: 4096, cpus: vec![], fetch: 0, commit: 0 };
-        let (thread, prepared) = QueueThread::spawn(&Refusing, spec).unwrap();
-        thread.answer(&prepared).unwrap().unwrap();
-        let file = Arc::new(File::open("/dev/zero").unwrap());
-        let e = thread.answer(&thread.fetch(file)).unwrap().unwrap_err();
+        let commands = Commands::default();
+        let spec = QueueSpec { device: 0, index: 3, depth: 4, max_io: 4096, cpus: vec![], commands };
+        let (thread, prepared) = QueueThread::spawn(&Kernel, &Refusing, spec).unwrap();
+        thread.answer(&Kernel, &prepared).unwrap().unwrap();
+        let file = File::open("/dev/zero").unwrap().into();
+        let e = thread.answer(&Kernel, &thread.fetch(file)).unwrap().unwrap_err();
         assert!(e.to_string().starts_with("ublk FETCH_REQ on queue 3: "), "{e}");
-        thread.join(Instant::now() + bounds::THREAD).unwrap();
+        thread.join(&Kernel, Instant::now() + bounds::THREAD).unwrap();
     }
 }

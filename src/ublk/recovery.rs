@@ -5,13 +5,14 @@
 //! every tag, and END_USER_RECOVERY lets the requests flow again, those that were in flight first. A write may so
 //! be executed twice.
 
-use std::fs::File;
 use std::time::Instant;
 
 use super::control::Control;
 use super::device::Device;
+use super::driver::Driver;
 use super::features::{self, Features};
-use super::node::{self, Life};
+use super::kernel::Kernel;
+use super::node;
 use super::uapi::{CtrlDevInfo, flag, state};
 use super::{bounds, params};
 use crate::device::Disk;
@@ -31,8 +32,15 @@ impl Device {
     /// as they are. Fails with [`Kind::NotFound`] if the device is gone, stopped or not ours, with [`Kind::InUse`]
     /// while another process serves it.
     pub fn recover<D: Disk>(disk: &D, options: &RecoverOptions) -> Result<Device> {
+        Device::recover_on(&Kernel, disk, options)
+    }
+}
+
+impl<K: Driver> Device<K> {
+    /// [`Device::recover`] on the machine of `driver`.
+    pub fn recover_on<D: Disk>(driver: &K, disk: &D, options: &RecoverOptions) -> Result<Device<K>> {
         let id = options.device_id;
-        let mut control = Control::open()?;
+        let mut control = Control::open_on(driver)?;
         let info = find_waiting(&mut control, options)?;
         features::accept(Features(info.flags))?;
         if info.flags & flag::USER_RECOVERY == 0 {
@@ -41,7 +49,7 @@ impl Device {
         }
         let params = control.params(id)?;
         params::check_same_disk(&params, &disk.geometry()).map_err(|e| e.at(node::block_node(id)))?;
-        let mut device = Device::new(control, info);
+        let mut device = Device::new(driver.clone(), control, info);
         match device.take_up(disk, options) {
             Ok(()) => Ok(device),
             Err(e) => {
@@ -57,13 +65,15 @@ impl Device {
     /// other at once.
     fn take_up<D: Disk>(&mut self, disk: &D, options: &RecoverOptions) -> Result<()> {
         self.prepare_threads(disk)?;
-        start_recovery(self.control.get_mut(), options)?;
+        start_recovery(&self.driver, self.control.get_mut(), options)?;
         self.attach_threads()?;
         let id = options.device_id;
         self.control.get_mut().end_recovery(id)?;
         // The last server may have died between the start of the disk and the look for partitions.
-        if self.features().has(flag::QUIESCE) && node::has_no_partitions(id) && node::openers(id).is_empty() {
-            let result = File::open(&self.node).and_then(|node| node::read_partitions(&node));
+        let driver = &self.driver;
+        if self.features().has(flag::QUIESCE) && driver.has_no_partitions(id) && driver.openers(id).is_empty()
+        {
+            let result = driver.open_disk(id).and_then(|disk| driver.read_partitions(&disk));
             self.wish("partitions", result);
         }
         Ok(())
@@ -71,7 +81,7 @@ impl Device {
 }
 
 /// The device, if its tag is right and it has a disk.
-fn find_waiting(control: &mut Control, options: &RecoverOptions) -> Result<CtrlDevInfo> {
+fn find_waiting<K: Driver>(control: &mut Control<K>, options: &RecoverOptions) -> Result<CtrlDevInfo> {
     let info = control.device_info(options.device_id)?;
     check_tag(&info, options.tag)?;
     if info.state == state::DEAD {
@@ -90,8 +100,8 @@ pub(super) fn check_tag(info: &CtrlDevInfo, tag: u64) -> Result<()> {
 }
 
 /// START_USER_RECOVERY, again and again while the old server is still on its way out.
-fn start_recovery(control: &mut Control, options: &RecoverOptions) -> Result<()> {
-    let begin = Instant::now();
+fn start_recovery<K: Driver>(driver: &K, control: &mut Control<K>, options: &RecoverOptions) -> Result<()> {
+    let begin = driver.now();
     loop {
         let info = find_waiting(control, options)?;
         match -control.start_recovery(options.device_id)? {
@@ -105,15 +115,15 @@ fn start_recovery(control: &mut Control, options: &RecoverOptions) -> Result<()>
                 return Err(Error::io(what, source).at(node::block_node(info.dev_id)));
             }
         }
-        check_old_server(&info, begin)?;
-        std::thread::sleep(bounds::POLL);
+        check_old_server(driver, &info, begin)?;
+        driver.pause(bounds::POLL);
     }
 }
 
 /// The old server must go within a bound. One that is alive and well is not going at all.
-fn check_old_server(info: &CtrlDevInfo, begin: Instant) -> Result<()> {
-    let waited = begin.elapsed();
-    let alive = info.state == state::LIVE && node::life_of(info.ublksrv_pid) == Life::Alive;
+fn check_old_server<K: Driver>(driver: &K, info: &CtrlDevInfo, begin: Instant) -> Result<()> {
+    let waited = driver.now().saturating_duration_since(begin);
+    let alive = info.state == state::LIVE && driver.is_alive(info.ublksrv_pid);
     let message = if alive && waited > bounds::ALIVE {
         format!("the device is served by process {}", info.ublksrv_pid)
     } else if waited > bounds::OLD_SERVER {
@@ -147,11 +157,11 @@ mod tests {
     fn a_living_server_is_named_and_a_dead_one_waited_for() {
         let own = i32::try_from(std::process::id()).unwrap();
         let Some(past) = Instant::now().checked_sub(bounds::ALIVE + Duration::from_secs(1)) else { return };
-        check_old_server(&live(own), Instant::now()).unwrap();
-        let e = check_old_server(&live(own), past).unwrap_err();
+        check_old_server(&Kernel, &live(own), Instant::now()).unwrap();
+        let e = check_old_server(&Kernel, &live(own), past).unwrap_err();
         assert_eq!(e.kind(), Kind::InUse);
         assert!(e.to_string().contains(&own.to_string()), "{e}");
-        check_old_server(&live(0), past).unwrap();
-        check_old_server(&CtrlDevInfo { state: state::QUIESCED, ..live(own) }, past).unwrap();
+        check_old_server(&Kernel, &live(0), past).unwrap();
+        check_old_server(&Kernel, &CtrlDevInfo { state: state::QUIESCED, ..live(own) }, past).unwrap();
     }
 }

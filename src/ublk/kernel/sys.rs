@@ -7,12 +7,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 
-use super::uapi::{IoDesc, MAX_QUEUE_DEPTH};
+use crate::ublk::uapi::{IoDesc, MAX_QUEUE_DEPTH};
 use crate::{Error, Result};
 
 /// A read-only mapping of the descriptors of one queue.
 #[derive(Debug)]
-pub(super) struct Descriptors {
+pub struct Descriptors {
     start: NonNull<libc::c_void>,
     bytes: usize,
     depth: u16,
