@@ -9,6 +9,7 @@ use cowdisk::error::{Result, printable};
 use cowdisk::limits::DEFAULT_CACHE_BYTES;
 use cowdisk::nbd::Address;
 use cowdisk::serve::{self, FrontendChoice, Log, Mode, ServeOptions};
+use cowdisk::ublk::CopyMode;
 use serde_json::json;
 
 use crate::output::Output;
@@ -50,6 +51,9 @@ pub(crate) struct Args {
     /// Requests in progress per queue, or per NBD connection
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     depth: u16,
+    /// When ublk copies the data of a write; get-data: when the daemon asks for it
+    #[arg(long, value_enum, default_value = "copy", hide = true)]
+    ublk_mode: UblkMode,
     /// Memory for the caches
     #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_CACHE_BYTES, value_parser = size::bytes)]
     cache_size: u64,
@@ -66,6 +70,12 @@ enum Frontend {
     Auto,
     Ublk,
     Nbd,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum UblkMode {
+    Copy,
+    GetData,
 }
 
 fn address(text: &str) -> Result<Address, String> {
@@ -92,8 +102,13 @@ impl Args {
             Frontend::Ublk => FrontendChoice::Ublk,
             Frontend::Nbd => FrontendChoice::Nbd,
         };
+        let copy = match self.ublk_mode {
+            UblkMode::Copy => CopyMode::AtFetch,
+            UblkMode::GetData => CopyMode::GetData,
+        };
         ServeOptions {
             mode,
+            copy,
             name: self.name,
             frontend,
             nbd: self.nbd,

@@ -74,6 +74,7 @@ impl Frontend {
             max_io: MAX_IO,
             tag,
             recovery: keep,
+            copy: options.copy,
         };
         Ok(Frontend::Ublk(Box::new(Device::start(disk, &start)?)))
     }

@@ -38,6 +38,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::DEFAULT_CACHE_BYTES;
 use crate::nbd::Address;
+use crate::ublk::CopyMode;
 
 /// How an image is served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -77,6 +78,8 @@ pub struct ServeOptions {
     pub nbd: Option<Address>,
     /// Queues, one thread each.
     pub queues: u16,
+    /// When ublk copies the data of a write.
+    pub copy: CopyMode,
     /// Requests that a queue (with NBD: a connection) has running at once.
     pub depth: u16,
     /// Bytes for the caches.
@@ -99,6 +102,7 @@ impl ServeOptions {
             frontend: FrontendChoice::Auto,
             nbd: None,
             queues: 1,
+            copy: CopyMode::default(),
             depth: 64,
             cache_bytes: DEFAULT_CACHE_BYTES,
             device_id: None,
