@@ -123,6 +123,9 @@ impl<K: Driver> Device<K> {
         let flags = features::ask(control.features(), options.recovery, options.copy);
         let info = control.add_device(&options.request(flags))?;
         let mut device = Device::new(driver.clone(), control, info);
+        if device.copy_mode() != options.copy {
+            device.warnings.push("the ublk driver does not have NEED_GET_DATA".to_owned());
+        }
         match device.bring_up(disk) {
             Ok(()) => Ok(device),
             Err(e) => {

@@ -52,6 +52,7 @@ greater() { [ "$1" -gt "$2" ] || { echo "$1 is not greater than $2" && return 1;
 file_is() { is "$(cat "$1")" "$2"; }
 file_greater() { greater "$(cat "$1")" "$2"; }
 absent() { [ ! -e "$1" ]; }
+absent_in() { ! grep -- "$2" "$1"; }
 # A dead child stays in the process table until the shell waits for it.
 dead() { ! grep -q '^State:[[:space:]]*[^ZX]' "/proc/$1/status" 2>/dev/null; }
 alive() { ! dead "$1"; }
