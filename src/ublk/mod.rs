@@ -24,6 +24,8 @@ mod params;
 mod queue;
 mod recovery;
 mod request;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod stats;
 pub mod uapi;
 
