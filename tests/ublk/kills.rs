@@ -190,7 +190,7 @@ fn life(
             return Err(format!("nothing happens any more: {:?}", machine.tags(ID)));
         }
     }
-    machine.run(100_000);
+    server.work(100_000);
     let (queues, depth) = device.shape();
     let tags = machine.tags(ID);
     if tags != (usize::from(queues) * usize::from(depth), 0) {
@@ -323,4 +323,87 @@ fn a_seed_gives_the_same_run_again() {
     };
     let (first, second) = (run(&plan).unwrap(), run(&plan).unwrap());
     assert_eq!((first.steps, first.kills, first.counts), (second.steps, second.kills, second.counts));
+}
+
+/// What a server does when it is killed at each of its steps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Doing {
+    Start,
+    Recover,
+    Leave,
+    Stop,
+}
+
+/// A server is killed at step `step` of what it does, with requests in flight; the next one must come up, and everybody
+/// must find what they wrote. `false`: it was done before.
+fn killed_at(doing: Doing, profile: Profile, seed: u64, step: u64) -> Result<bool, String> {
+    let copy = CopyMode::AtFetch;
+    let plan = Plan { profile, seed, copy, fault: None, mutation: None, kills: 0, requests: 12 };
+    let machine = Machine::new(profile, seed);
+    let (disk, mut sum) = (Ram::new((USERS * SHARE) as u64, seed), Sum::default());
+    let users: Rc<Users> = Rc::default();
+    if doing == Doing::Recover {
+        let first = machine.boot();
+        first.run(|server| {
+            let _device = serve(server, &disk, &plan, &mut sum).unwrap();
+            spawn_users(&machine, &users, &plan);
+            server.work(300);
+        });
+        first.exit();
+    }
+    let victim = machine.boot();
+    let kill = || machine.kill_in(step, &victim);
+    let survived = victim.run(|server| {
+        if matches!(doing, Doing::Start | Doing::Recover) {
+            kill();
+        }
+        let mut device = serve(server, &disk, &plan, &mut sum).unwrap();
+        if users.borrow().is_empty() {
+            spawn_users(&machine, &users, &plan);
+        }
+        match doing {
+            Doing::Start | Doing::Recover => machine.spare(),
+            Doing::Leave => {
+                server.work(300);
+                kill();
+                device.leave_waiting().unwrap();
+            }
+            Doing::Stop => {
+                while !users.borrow().iter().all(JoinHandle::is_finished) {
+                    server.work(1);
+                }
+                kill();
+                device.stop(false).unwrap();
+            }
+        }
+    });
+    victim.exit();
+    machine.spare();
+    let last = machine.boot();
+    let end = last.run(|server| life(server, &machine, &disk, &plan, &users, None, &mut sum));
+    end.expect("nobody kills it")?;
+    last.exit();
+    judge(&machine, &users)?;
+    Ok(survived.is_none())
+}
+
+#[test]
+fn killed_at_every_step_of_what_it_does() {
+    for doing in [Doing::Start, Doing::Recover, Doing::Leave, Doing::Stop] {
+        let mut steps = 0;
+        for (profile, seed) in profiles().filter(recovers).flat_map(|p| (0..8).map(move |seed| (p, seed))) {
+            for step in 0.. {
+                match killed_at(doing, profile, seed, step) {
+                    Ok(true) => steps += 1,
+                    Ok(false) => break,
+                    Err(e) => {
+                        let kernel = profile.version;
+                        panic!("{doing:?} killed at step {step} of kernel {kernel:?}, seed {seed}: {e}")
+                    }
+                }
+            }
+        }
+        println!("ublk: {doing:?}: killed at each of {steps} steps, on 6 drivers");
+        assert!(steps > 200, "{doing:?}: {steps}");
+    }
 }

@@ -13,6 +13,8 @@ use cowdisk::storage::sim::{Rng, spawn};
 
 pub const SECTOR: usize = 512;
 
+const EINVAL: Errno = Errno(22);
+
 /// What a server's disk does wrong, on purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
@@ -102,9 +104,9 @@ impl Ram {
     }
 
     fn range(&self, pos: u64, len: u64) -> Result<std::ops::Range<usize>, Errno> {
-        let end = pos.checked_add(len).filter(|end| *end <= self.geometry.size).ok_or(Errno(libc::EINVAL))?;
+        let end = pos.checked_add(len).filter(|end| *end <= self.geometry.size).ok_or(EINVAL)?;
         let aligned = pos.is_multiple_of(SECTOR as u64) && len.is_multiple_of(SECTOR as u64);
-        if aligned { Ok(pos as usize..end as usize) } else { Err(Errno(libc::EINVAL)) }
+        if aligned { Ok(pos as usize..end as usize) } else { Err(EINVAL) }
     }
 
     async fn store(&self, pos: usize, data: Vec<u8>) {
