@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use cowdisk::device::Disk;
 use cowdisk::storage::sim::{JoinHandle, Rng};
 use cowdisk::ublk::sim::{Counts, Machine, Mutation, Profile, Server, SimBlock};
 use cowdisk::ublk::uapi::{flag, io_flag};
@@ -21,6 +22,8 @@ const MAX_IO: u32 = 8192;
 /// What each user has of the disk.
 const SHARE: usize = 32 << 10;
 const USERS: usize = 6;
+/// The disk.
+pub const DISK_BYTES: u64 = (USERS * SHARE) as u64;
 
 /// A run.
 #[derive(Clone, Debug)]
@@ -69,7 +72,7 @@ impl Sum {
 }
 
 /// As a daemon does it: takes up what waits, removes what never started, starts anew.
-fn serve(server: &Server, disk: &Ram, plan: &Plan, sum: &mut Sum) -> cowdisk::Result<Device<Server>> {
+fn serve<D: Disk>(server: &Server, disk: &D, plan: &Plan, sum: &mut Sum) -> cowdisk::Result<Device<Server>> {
     let found = list_devices_on(server)?.into_iter().find(|device| device.tag == TAG);
     match found {
         Some(device) if device.state != State::Dead => {
@@ -145,7 +148,7 @@ async fn user(block: SimBlock, index: usize, mut rng: Rng, requests: u64) -> Res
     }
 }
 
-type Users = RefCell<Vec<JoinHandle<Result<(), String>>>>;
+pub type Users = RefCell<Vec<JoinHandle<Result<(), String>>>>;
 
 fn spawn_users(machine: &Machine, users: &Users, plan: &Plan) {
     let mut rng = Rng::new(plan.seed ^ 0x5555);
@@ -157,7 +160,7 @@ fn spawn_users(machine: &Machine, users: &Users, plan: &Plan) {
 
 /// How a server's life ends, if it is not killed.
 #[derive(PartialEq, Eq)]
-enum End {
+pub enum End {
     /// The users are done; the device is stopped and gone.
     Stopped,
     /// It left the device to the next server.
@@ -165,10 +168,10 @@ enum End {
 }
 
 /// The life of one server.
-fn life(
+pub fn life<D: Disk>(
     server: &Server,
     machine: &Machine,
-    disk: &Ram,
+    disk: &D,
     plan: &Plan,
     users: &Users,
     leave: Option<u64>,
@@ -213,7 +216,7 @@ pub fn run(plan: &Plan) -> Result<Sum, String> {
 }
 
 fn run_on(machine: &Machine, plan: &Plan) -> Result<Sum, String> {
-    let disk = Ram::new((USERS * SHARE) as u64, plan.seed).with_fault(plan.fault);
+    let disk = Ram::new(DISK_BYTES, plan.seed).with_fault(plan.fault);
     let users: Rc<Users> = Rc::default();
     let mut rng = Rng::new(plan.seed ^ 0xdead);
     let mut sum = Sum { runs: 1, ..Sum::default() };
@@ -249,7 +252,8 @@ fn run_on(machine: &Machine, plan: &Plan) -> Result<Sum, String> {
     Ok(sum)
 }
 
-fn judge(machine: &Machine, users: &Users) -> Result<(), String> {
+/// What must be true when all is over.
+pub fn judge(machine: &Machine, users: &Users) -> Result<(), String> {
     for user in users.borrow().iter() {
         user.try_take().ok_or("a user is not done")??;
     }
@@ -340,7 +344,7 @@ fn killed_at(doing: Doing, profile: Profile, seed: u64, step: u64) -> Result<boo
     let copy = CopyMode::AtFetch;
     let plan = Plan { profile, seed, copy, fault: None, mutation: None, kills: 0, requests: 12 };
     let machine = Machine::new(profile, seed);
-    let (disk, mut sum) = (Ram::new((USERS * SHARE) as u64, seed), Sum::default());
+    let (disk, mut sum) = (Ram::new(DISK_BYTES, seed), Sum::default());
     let users: Rc<Users> = Rc::default();
     if doing == Doing::Recover {
         let first = machine.boot();

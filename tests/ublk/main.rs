@@ -6,6 +6,7 @@
 mod admin;
 mod deaths;
 mod driver;
+mod engine;
 mod kills;
 mod life;
 mod model;

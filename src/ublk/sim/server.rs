@@ -201,6 +201,17 @@ impl Server {
         self.check();
     }
 
+    /// Runs `future` on a thread of the process; for the first thread.
+    ///
+    /// # Panics
+    /// If it does not end in an hour of the machine's time.
+    pub fn block_on<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> T {
+        self.check();
+        let task = self.process.executor.borrow().as_ref().map(|executor| executor.spawn(future));
+        let ended = self.until(Duration::from_secs(3600), || task.as_ref().and_then(JoinHandle::try_take));
+        ended.expect("it ends")
+    }
+
     /// The process ends, as by `exit` or SIGKILL.
     pub fn exit(&self) {
         self.machine.kill(self.process.pid);
