@@ -27,6 +27,7 @@
 mod admin;
 mod block;
 mod files;
+mod handles;
 mod io;
 mod machine;
 mod profile;
@@ -36,9 +37,10 @@ mod user;
 
 pub use block::Bio;
 pub use files::{SimChar, SimDescriptors, SimOp};
+pub use handles::{SimAdmin, SimNode, SimThread};
 pub use io::Mutation;
 pub use machine::Machine;
 pub use profile::{Profile, Version};
-pub use server::{Server, SimAdmin, SimNode, SimThread};
+pub use server::Server;
 pub use state::{Counts, ThreadId};
 pub use user::SimBlock;

@@ -12,15 +12,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use super::admin::{Call, Step};
 use super::block::Bio;
 use super::files::SimChar;
+use super::handles::{SimAdmin, SimNode, SimThread};
 use super::machine::Machine;
 use super::state::{Shared, ThreadId};
 use crate::Result;
 use crate::storage::IoBuf;
 use crate::storage::sim::{Executor, JoinHandle, spawn};
-use crate::ublk::driver::{Admin, AdminCall, Driver, QueueHandle, QueueMain, Ready, ThreadSpec};
+use crate::ublk::driver::{Driver, QueueMain, Ready, ThreadSpec};
 use crate::ublk::uapi::op;
 
 /// A running simulated thread.
@@ -75,7 +75,7 @@ pub(super) struct Process {
     executor: RefCell<Option<Executor>>,
     aborted: Rc<Cell<bool>>,
     threads: Cell<u32>,
-    privileged: Cell<bool>,
+    pub(super) privileged: Cell<bool>,
 }
 
 impl Process {
@@ -144,7 +144,7 @@ impl Future for Submitted {
 #[derive(Clone)]
 pub struct Server {
     machine: Machine,
-    process: Rc<Process>,
+    pub(super) process: Rc<Process>,
 }
 
 impl fmt::Debug for Server {
@@ -222,18 +222,18 @@ impl Server {
         !self.process.is_dead()
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
         self.machine.shared()
     }
 
-    fn check(&self) {
+    pub(super) fn check(&self) {
         if self.process.is_dead() {
             die();
         }
     }
 
     /// Goes on until `done` gives a value, or the bound is over.
-    fn until<T>(&self, bound: Duration, mut done: impl FnMut() -> Option<T>) -> Option<T> {
+    pub(super) fn until<T>(&self, bound: Duration, mut done: impl FnMut() -> Option<T>) -> Option<T> {
         let end = self.shared().state().clock + bound;
         loop {
             self.check();
@@ -254,94 +254,6 @@ impl Server {
     }
 }
 
-/// The open control device.
-#[derive(Debug)]
-pub struct SimAdmin {
-    server: Server,
-    bytes: Vec<u8>,
-}
-
-impl Admin for SimAdmin {
-    fn run(&mut self, call: &AdminCall<'_>) -> io::Result<i32> {
-        self.server.check();
-        let mut bytes = vec![0; usize::from(call.len)];
-        let len = bytes.len().min(call.send.len());
-        bytes[..len].copy_from_slice(&call.send[..len]);
-        let shared = self.server.shared().clone();
-        let id = shared.state().call(Call {
-            pid: self.server.process.pid,
-            privileged: self.server.process.privileged.get(),
-            number: call.number,
-            device: call.device,
-            queue: call.queue,
-            data: call.data,
-            bytes,
-            result: None,
-            deadline: None,
-            step: Step::Begin,
-        });
-        let done = || {
-            let mut state = shared.state();
-            state.calls.get(&id).is_some_and(|call| call.result.is_some()).then(|| state.calls.remove(&id))
-        };
-        let ended = self.server.until(call.bound, done).flatten();
-        let Some(call) = ended else { return Err(io::ErrorKind::TimedOut.into()) };
-        self.bytes = call.bytes;
-        call.result.ok_or_else(|| io::ErrorKind::TimedOut.into())
-    }
-
-    fn received(&self, bytes: &mut [u8]) {
-        let len = bytes.len().min(self.bytes.len());
-        bytes[..len].copy_from_slice(&self.bytes[..len]);
-    }
-}
-
-/// A queue's thread.
-#[derive(Debug)]
-pub struct SimThread(JoinHandle<()>);
-
-impl QueueHandle for SimThread {
-    fn is_finished(&self) -> bool {
-        self.0.is_finished()
-    }
-    fn join(self) {}
-}
-
-/// The open disk.
-#[derive(Debug)]
-pub struct SimNode {
-    shared: Arc<Shared>,
-    id: u32,
-}
-
-impl SimNode {
-    pub(super) fn open(shared: &Arc<Shared>, id: u32) -> std::result::Result<SimNode, i32> {
-        let mut state = shared.state();
-        let dev = state.devices.get_mut(&id).filter(|dev| dev.disk && !dev.stopping).ok_or(libc::ENOENT)?;
-        dev.openers += 1;
-        drop(state);
-        Ok(SimNode { shared: shared.clone(), id })
-    }
-
-    pub(super) const fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
-
-    pub(super) const fn id(&self) -> u32 {
-        self.id
-    }
-}
-
-impl Drop for SimNode {
-    fn drop(&mut self) {
-        let mut state = self.shared.state();
-        if let Some(dev) = state.devices.get_mut(&self.id) {
-            dev.openers -= 1;
-        }
-        state.forget_deleted();
-    }
-}
-
 impl Driver for Server {
     type Admin = SimAdmin;
     type Char = SimChar;
@@ -350,7 +262,7 @@ impl Driver for Server {
 
     fn open_admin(&self) -> Result<SimAdmin> {
         self.check();
-        Ok(SimAdmin { server: self.clone(), bytes: Vec::new() })
+        Ok(SimAdmin::new(self.clone()))
     }
 
     fn open_char(&self, id: u32) -> io::Result<SimChar> {
@@ -372,7 +284,7 @@ impl Driver for Server {
             InThread { thread: self.thread(thread), task: Box::pin(async move { main.run(ready).await }) };
         let executor = self.process.executor.borrow();
         let executor = executor.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
-        Ok(SimThread(executor.spawn(task)))
+        Ok(SimThread::new(executor.spawn(task)))
     }
 
     fn spawn(task: impl Future<Output = ()> + 'static) {
@@ -422,7 +334,7 @@ impl Driver for Server {
     /// A read of the first sectors, through the server.
     fn read_partitions(&self, disk: &SimNode) -> io::Result<()> {
         let read = Bio { op_flags: op::READ, sectors: 8, ..Bio::default() };
-        let number = self.shared().state().submit(disk.id, 0, read);
+        let number = self.shared().state().submit(disk.id(), 0, read);
         let over = || {
             let mut state = self.shared().state();
             let over = state.requests.get(&number).is_none_or(|request| request.result.is_some());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::block::Bio;
-use super::server::SimNode;
+use super::handles::SimNode;
 use super::state::Shared;
 use crate::ublk::uapi::{ParamBasic, ParamDiscard, attr, io_flag, op, param};
 use crate::units::SECTOR;
