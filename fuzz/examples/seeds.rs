@@ -1,7 +1,7 @@
 //! Writes the seed corpora to `fuzz/seeds/TARGET/`: inputs drawn at random of which each came to something that none
 //! before it did, and streams of clients. Always the same. What runs have found stays beside them.
 //!
-//!     cargo run --release --manifest-path fuzz/Cargo.toml --example seeds
+//!     cargo run --release --manifest-path fuzz/Cargo.toml --example seeds [TARGET…]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use cowdisk::nbd::protocol::{Command, Request};
 use cowdisk::storage::sim::Rng;
-use cowdisk_fuzz::{damage, journal, operations, stream};
+use cowdisk_fuzz::{damage, journal, operations, stream, ublk};
 
 /// Seeds of a target.
 const MAX_SEEDS: usize = 60;
@@ -43,15 +43,19 @@ fn requests() -> Vec<Vec<u8>> {
 }
 
 fn main() -> std::io::Result<()> {
-    let all = [
-        ("open_image", draw(|bytes| (damage::run(bytes), bytes.len() / 200))),
-        ("operations", draw(|bytes| operations::run(bytes))),
-        ("journal_replay", draw(journal::run)),
-        ("nbd_stream", stream::seeds()),
-        ("nbd_request", requests()),
+    let all: [(&str, fn() -> Vec<Vec<u8>>); 6] = [
+        ("open_image", || draw(|bytes| (damage::run(bytes), bytes.len() / 200))),
+        ("operations", || draw(operations::run)),
+        ("journal_replay", || draw(journal::run)),
+        ("nbd_stream", stream::seeds),
+        ("nbd_request", requests),
+        ("ublk_driver", || draw(ublk::run)),
     ];
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let all = all.iter().filter(|(target, _)| wanted.is_empty() || wanted.iter().any(|name| name == target));
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
     for (target, seeds) in all {
+        let seeds = seeds();
         let dir = root.join(target);
         fs::create_dir_all(&dir)?;
         for (number, bytes) in seeds.iter().enumerate() {
