@@ -216,10 +216,11 @@ async fn read_sealed<S: Storage>(storage: &S, path: &Path, layer: LayerId) -> Re
 async fn recover_unsealed<S: Storage>(
     storage: &S,
     path: &Path,
-    locked: LockedLayer<S::File>,
+    mut locked: LockedLayer<S::File>,
     caches: &Caches,
     me: &Holder,
 ) -> Result<(Head<S>, Recovery)> {
+    locked.is_parent = true;
     // Its tag is that of no layer of the chain: its nodes are not looked up again under it.
     recover_head(storage, path, locked, LayerTag(u32::MAX), caches, me.clone(), None).await
 }

@@ -154,7 +154,10 @@ impl<S: Storage> Image<S> {
             self.snapshots.seal.update(|seal| {
                 *seal = match outcome {
                     Ok(()) => Seal::Done,
-                    Err(e) => Seal::Failed(job, e.kind(), e.to_string()),
+                    Err(e) => {
+                        let _ = self.failed(&e);
+                        Seal::Failed(job, e.kind(), e.to_string())
+                    }
                 }
             });
         }

@@ -113,6 +113,8 @@ pub struct LockedLayer<F> {
     pub space: SpaceOptions,
     /// Those who read the image.
     pub readers: Readers,
+    /// A child names it as its parent: also a copy of it stays the layer that it is.
+    pub is_parent: bool,
 }
 
 /// O1: locks `path` for writing, makes durable what a dead daemon wrote, and reads the superblock. Writes nothing.
@@ -133,7 +135,14 @@ pub async fn lock_head<S: Storage>(
     }
     let Slots { newest: sb, both_valid, .. } = read_slots(&file, path).await?;
     writable(&sb, path)?;
-    Ok(LockedLayer { file, sb, both_valid, space: SpaceOptions::default(), readers: Readers::default() })
+    Ok(LockedLayer {
+        file,
+        sb,
+        both_valid,
+        space: SpaceOptions::default(),
+        readers: Readers::default(),
+        is_parent: false,
+    })
 }
 
 /// O2 to O4: replays the journal, folds it into the tree, and writes a superblock that names `me`. `parent`, if given,
@@ -147,7 +156,7 @@ pub async fn recover_head<S: Storage>(
     me: Holder,
     parent: Option<Parent>,
 ) -> Result<(Head<S>, Recovery)> {
-    let LockedLayer { file, sb, both_valid, space, readers } = locked;
+    let LockedLayer { file, sb, both_valid, space, readers, is_parent } = locked;
     let clean = both_valid && sb.holder.is_none();
     let (scan, replay) = match clean {
         true => (None, Replay { newest: sb.cut, ..Replay::default() }),
@@ -165,7 +174,7 @@ pub async fn recover_head<S: Storage>(
     let reader = Arc::new(LayerReader::new(path, file.clone(), tag, &sb, caches));
     // What the file has behind the top may be a hole: it is allocated as it is needed.
     let space = Space::new(sb.block_area, top, top.0, readers, space);
-    let mut next = next_opening(storage, &sb, meta.id.ino, me)?;
+    let mut next = next_opening(storage, &sb, meta.id.ino, me, is_parent)?;
     next.parent = parent.unwrap_or(next.parent);
     let start = JournalStart {
         layer: next.layer,
@@ -315,14 +324,23 @@ pub fn install(pending: &PendingMap, records: &[crate::format::Record]) {
     }
 }
 
-/// The superblock of the new opening. A copy of the file (another inode) becomes a layer of its own.
-fn next_opening<S: Storage>(storage: &S, sb: &Superblock, inode: u64, me: Holder) -> Result<Superblock> {
+/// The superblock of the new opening. A copy of the file (another inode) becomes a layer of its own, unless it is about
+/// to be sealed for a child that names it.
+fn next_opening<S: Storage>(
+    storage: &S,
+    sb: &Superblock,
+    inode: u64,
+    me: Holder,
+    is_parent: bool,
+) -> Result<Superblock> {
     let mut next = sb.clone();
     next.epoch += 1;
     next.holder = Some(me);
     if sb.inode != inode {
         next.inode = inode;
-        next.layer = LayerId(random_id(storage)?);
+        if !is_parent {
+            next.layer = LayerId(random_id(storage)?);
+        }
     }
     Ok(next)
 }

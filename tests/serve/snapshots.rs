@@ -322,6 +322,30 @@ fn a_client_that_goes_away_leaves_no_snapshot_and_no_held_disk() {
 }
 
 #[test]
+fn a_copy_of_a_disk_whose_snapshot_was_broken_off_is_a_disk() {
+    let bench = Bench::new();
+    let image = bench.image("vm.cow", 16 * MIB);
+    let daemon = bench.serve(["vm.cow"]);
+    let mut client = daemon.connect();
+    assert_eq!(client.call(&write(0, 0, &stamp(0, 1), 1)), 0);
+    let mut talk = Talk::new(&bench, &image);
+    assert_eq!(talk.call(&json!({ "v": 1, "command": "snapshot", "name": "s1" }))["prepared"], true);
+    // The head's name is that of the new head already, and what is written goes to the old one.
+    assert_eq!(client.call(&write(0, 0, &stamp(0, 2), 2)), 0);
+    daemon.kill();
+    std::fs::create_dir(bench.path("copy")).unwrap();
+    for name in ["vm.cow", "vm@s1.cow"] {
+        std::fs::copy(bench.path(name), bench.path("copy").join(name)).unwrap();
+    }
+    for name in ["copy/vm.cow", "vm.cow"] {
+        let daemon = bench.serve([name]);
+        assert_eq!(daemon.connect().read(0, BLOCK as u32), stamp(0, 2), "{name}");
+        daemon.terminate();
+        bench.run(["check", name, "--data", "--chain"]).expect(0);
+    }
+}
+
+#[test]
 fn a_served_disk_is_forked_and_both_go_on() {
     let bench = Bench::new();
     bench.image("vm.cow", 16 * MIB);
