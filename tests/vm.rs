@@ -63,8 +63,8 @@ macro_rules! scenarios {
 }
 
 scenarios! {
-    old: kernel smoke life recover kills sigterm stop queues getdata;
-    new: kernel smoke life recover kills sigterm stop queues getdata;
+    old: kernel smoke life recover kills sigterm stop queues getdata snapshots;
+    new: kernel smoke life recover kills sigterm stop queues getdata snapshots;
 }
 
 /// The harness sees every way to fail that we could think of.
