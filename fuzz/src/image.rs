@@ -78,7 +78,7 @@ pub fn sample_image() -> Vec<u8> {
         for (i, pos) in [0, 40960, 8192, 131_072, 20480].into_iter().enumerate() {
             queue.write(pos, buf.clone(), i % 2 == 0).await.expect("there is space");
             if i == 2 {
-                let head = image.head.as_ref().expect("open for writing");
+                let head = image.head().expect("open for writing");
                 head.checkpoint(cowdisk::layer::Finish::Running).await.expect("there is space");
             }
         }

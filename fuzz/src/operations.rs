@@ -118,7 +118,7 @@ impl Client {
                 self.history.borrow_mut().flushed(issued);
             }
             Op::Checkpoint => {
-                let head = self.opened.image.head.as_ref().expect("open for writing");
+                let head = self.opened.image.head().expect("open for writing");
                 head.checkpoint(Finish::Running).await.expect(done);
             }
             Op::Tick => self.opened.image.tick().await.expect(done),

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use cowdisk::ops::{CheckOptions, Code, check};
 use cowdisk::storage::sim::{Crash, Executor, SimDisk};
 
-use crate::oracle::{History, Observed, identify_all};
+use crate::oracle::{History, Observed, Seen, identify_all};
 use crate::world::{IMAGE, Setup, World, read_snapshots};
 
 /// How hard a run is crashed.
@@ -95,6 +95,9 @@ struct Pending {
     seed: u64,
 }
 
+/// What snapshots show, by name; see [`Explorer`].
+type Snapshots = RefCell<HashMap<u64, Vec<(String, Vec<Seen>)>>>;
+
 /// What a hook has collected, and how far the run was.
 type Waiting = Rc<RefCell<Vec<Pending>>>;
 
@@ -107,6 +110,8 @@ pub struct Explorer<'a> {
     events: Rc<Cell<u64>>,
     /// What was found in the images of this run, by fingerprint.
     found: RefCell<HashMap<u64, Rc<Observed>>>,
+    /// What the snapshots of an image show, by the fingerprint of their files.
+    snapshots: Snapshots,
     /// What has been judged: image, time, whether the power went.
     judged: RefCell<HashSet<(u64, u64, bool)>>,
     setup: Setup,
@@ -159,8 +164,19 @@ impl<'a> Explorer<'a> {
                 }
             }
         })));
-        let (found, judged) = (RefCell::default(), RefCell::default());
-        Explorer { seed, effort, waiting, history, events, found, judged, setup, counts, note: String::new() }
+        Explorer {
+            seed,
+            effort,
+            waiting,
+            history,
+            events,
+            found: RefCell::default(),
+            snapshots: RefCell::default(),
+            judged: RefCell::default(),
+            setup,
+            counts,
+            note: String::new(),
+        }
     }
 
     /// Runs `executor` until `done`, judging on the way.
@@ -213,7 +229,7 @@ impl<'a> Explorer<'a> {
         if recrash {
             collect_crashes(pending, crashes.clone());
         }
-        let found = Rc::new(recover(&pending.disk, self.setup, pending.seed, &pending.label));
+        let found = Rc::new(self.recover(&pending.disk, pending.seed, &pending.label));
         pending.disk.set_hook(None);
         self.found.borrow_mut().insert(print, found.clone());
         for inner in crashes.take() {
@@ -247,39 +263,47 @@ fn collect_crashes(pending: &Pending, list: Waiting) {
     })));
 }
 
-/// Opens the crashed disk, reads everything and closes it; one time in a few, reads it again and checks it:
-/// recovering twice gives the same bytes.
-fn recover(disk: &SimDisk, setup: Setup, seed: u64, label: &str) -> Observed {
-    let found = read_once(disk, setup, seed, label);
-    if mix(seed, 3).is_multiple_of(AGAIN) {
-        let again = read_once(disk, setup, seed, label);
-        assert!(found == again, "{label}: the second open reads other bytes than the first");
-        let whole = CheckOptions { data: true, chain: true, ..CheckOptions::default() };
-        let report = disk.block_on(check(disk, Path::new(IMAGE), &whole));
-        let report = report.unwrap_or_else(|e| panic!("{label}: check: {e}"));
-        // A file that was being made may be there for ever.
-        let harm = report.findings.kept().iter().find(|f| f.code != Code::LeftoverFile);
-        assert!(harm.is_none(), "{label}: check: {harm:?}");
+impl Explorer<'_> {
+    /// Opens the crashed disk, reads everything and closes it; one time in a few, reads it again and checks it:
+    /// recovering twice gives the same bytes.
+    fn recover(&self, disk: &SimDisk, seed: u64, label: &str) -> Observed {
+        let found = self.read_once(disk, seed, label);
+        if mix(seed, 3).is_multiple_of(AGAIN) {
+            let again = self.read_once(disk, seed, label);
+            assert!(found == again, "{label}: the second open reads other bytes than the first");
+            let whole = CheckOptions { data: true, chain: true, ..CheckOptions::default() };
+            let report = disk.block_on(check(disk, Path::new(IMAGE), &whole));
+            let report = report.unwrap_or_else(|e| panic!("{label}: check: {e}"));
+            // A file that was being made may be there for ever.
+            let harm = report.findings.kept().iter().find(|f| f.code != Code::LeftoverFile);
+            assert!(harm.is_none(), "{label}: check: {harm:?}");
+        }
+        found
     }
-    found
-}
 
-fn read_once(disk: &SimDisk, setup: Setup, seed: u64, label: &str) -> Observed {
-    let history = setup.history();
-    let bad = |e: &dyn std::fmt::Debug| -> ! { panic!("{label}: {e:?}") };
-    let on = disk.clone();
-    let main = async move {
-        let world = World::open(&on, 1, history).await.unwrap_or_else(|e| bad(&("cannot be opened", e)));
-        let bytes = world.read_all().await;
-        let bytes = bytes.unwrap_or_else(|e| bad(&("cannot be read", e, world.image.last_errors())));
-        world.close().await.unwrap_or_else(|e| bad(&("cannot be closed", e)));
-        let snapshots = read_snapshots(&on).await.unwrap_or_else(|e| bad(&("snapshot", e)));
-        (bytes, snapshots)
-    };
-    let (bytes, snapshots) = Executor::new(disk, seed).block_on(main);
-    let identify = |bytes: &[u8]| identify_all(bytes).unwrap_or_else(|e| bad(&e));
-    let snapshots = snapshots.into_iter().map(|(name, bytes)| (name, identify(&bytes))).collect();
-    Observed { disk: identify(&bytes), snapshots }
+    fn read_once(&self, disk: &SimDisk, seed: u64, label: &str) -> Observed {
+        let history = self.setup.history();
+        let bad = |e: &dyn std::fmt::Debug| -> ! { panic!("{label}: {e:?}") };
+        let on = disk.clone();
+        let main = async move {
+            let world = World::open(&on, 1, history).await.unwrap_or_else(|e| bad(&("cannot be opened", e)));
+            let bytes = world.read_all().await;
+            let bytes = bytes.unwrap_or_else(|e| bad(&("cannot be read", e, world.image.last_errors())));
+            world.close().await.unwrap_or_else(|e| bad(&("cannot be closed", e)));
+            bytes
+        };
+        let bytes = Executor::new(disk, seed).block_on(main);
+        let identify = |bytes: &[u8]| identify_all(bytes).unwrap_or_else(|e| bad(&e));
+        // Their files are the same in most images of a run, and then show the same.
+        let print = disk.fingerprint_of(|name| name != Path::new(IMAGE));
+        let known = self.snapshots.borrow().get(&print).cloned();
+        let snapshots = known.unwrap_or_else(|| {
+            let found = disk.block_on(read_snapshots(disk)).unwrap_or_else(|e| bad(&("snapshot", e)));
+            found.into_iter().map(|(name, bytes)| (name, identify(&bytes))).collect()
+        });
+        self.snapshots.borrow_mut().insert(print, snapshots.clone());
+        Observed { disk: identify(&bytes), snapshots }
+    }
 }
 
 /// A number that depends on both and looks random.

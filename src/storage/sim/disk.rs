@@ -112,8 +112,14 @@ impl SimDisk {
     /// A number that follows from what a program can see now: the names, and the bytes of the files behind them. Two
     /// disks with different numbers differ; which space is reserved, and what is durable, does not count.
     pub fn fingerprint(&self) -> u64 {
+        self.fingerprint_of(|_| true)
+    }
+
+    /// As [`SimDisk::fingerprint`], of the files that `wanted` names.
+    pub fn fingerprint_of(&self, wanted: impl Fn(&Path) -> bool) -> u64 {
         let state = self.state();
-        let files = state.names.visible().map(|(name, ino)| (name, ino, state.inode(ino).visible.print()));
+        let files = state.names.visible().filter(|(name, _)| wanted(name));
+        let files = files.map(|(name, ino)| (name, ino, state.inode(ino).visible.print()));
         files.fold(0, |sum, (name, ino, print)| {
             let name =
                 name.as_os_str().as_encoded_bytes().iter().fold(sum, |sum, byte| mix(sum, u64::from(*byte)));
