@@ -301,8 +301,22 @@ fn random_requests_on_two_queues() {
     counts.report("random requests");
 }
 
-/// The long run: all sequences of up to three operations, then random ones until there are as many distinct images as
-/// `COWDISK_STATES` asks for. To be run in release.
+/// Sequences of four operations that a long run goes through with each seed of random requests.
+const LONGER: usize = 16;
+
+/// A share of the sequences of four, in an order that mixes them; behind their end of those of five.
+fn run_longer_sequences(seed: usize, effort: Effort, counts: &Counts) {
+    let all = steps().len().pow(4);
+    for index in seed.saturating_mul(LONGER)..seed.saturating_add(1).saturating_mul(LONGER) {
+        let len = if index < all { 4 } else { 5 };
+        // A stride without a common factor: each number comes once.
+        let number = index.wrapping_mul(7919) % steps().len().pow(len);
+        run_sequence_number(number, len, effort, counts);
+    }
+}
+
+/// The long run: all sequences of up to three operations, then random requests and sequences of four, until there are as
+/// many distinct images as `COWDISK_STATES` asks for. To be run in release.
 #[test]
 #[ignore = "takes minutes; run by the command in the README"]
 fn crash_states_by_the_million() {
@@ -314,7 +328,10 @@ fn crash_states_by_the_million() {
     }
     counts.report("all sequences of up to three");
     let enough = || counts.distinct() >= wanted;
-    in_parallel(seeds(0..usize::MAX), enough, |seed| run_random_number(seed, &counts));
+    in_parallel(seeds(0..usize::MAX), enough, |seed| {
+        run_random_number(seed, &counts);
+        run_longer_sequences(seed, effort, &counts);
+    });
     let rate = counts.distinct() as f64 * 3600.0 / begun.elapsed().as_secs_f64() / 1e6;
     counts.report("sequences and random requests");
     println!("crash states: {rate:.1} million distinct images an hour");
