@@ -14,6 +14,7 @@ mod explore;
 mod faults;
 mod mutations;
 mod oracle;
+mod pair;
 mod sequences;
 mod space;
 mod world;

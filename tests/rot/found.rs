@@ -1,8 +1,11 @@
 //! Damage that was not found once.
 
+use cowdisk::Kind;
 use cowdisk::format::Area;
+use cowdisk::layer::read_slots;
 use cowdisk::ops::{CheckOptions, Status, check};
 use cowdisk::storage::sim::{Crash, SimDisk};
+use cowdisk::storage::{OpenHow, Storage};
 use cowdisk::units::PBlock;
 
 use crate::judge::{Outcome, judge};
@@ -91,4 +94,31 @@ fn check_finds_a_parent_that_is_not_sealed_any_more() {
     let options = CheckOptions { chain: true, ..CheckOptions::default() };
     let report = disk.block_on(check(&disk, HEAD.as_ref(), &options)).unwrap();
     assert_eq!(report.status, Status::Corrupt);
+}
+
+/// The twin of a seal was written over the sealed superblock instead of the slot where the unsealed one stands: what is
+/// left that verifies is the state before, whose journal is gone.
+#[test]
+fn a_superblock_in_the_other_ones_slot_is_refused_if_it_is_newer() {
+    let image = quiet("snapshot");
+    let disk = copy(&image);
+    let sealed = superblock(&disk.read_file(SNAPSHOT).unwrap()).unwrap();
+    let twin = sealed.encode().unwrap();
+    let mut before = sealed.clone();
+    before.sealed = None;
+    before.generation -= 2;
+    before.areas = vec![Area { first: PBlock(2), blocks: before.block_area.0 - 2 }];
+    let slots_of = |disk: &SimDisk| {
+        let file = disk.open(SNAPSHOT.as_ref(), OpenHow::default()).unwrap();
+        disk.block_on(read_slots(&file, SNAPSHOT.as_ref()))
+    };
+    disk.replace_block(SNAPSHOT, sealed.generation % 2, &before.encode().unwrap());
+    disk.replace_block(SNAPSHOT, (sealed.generation + 1) % 2, &twin);
+    let refused = slots_of(&disk).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Corrupt);
+    assert!(refused.to_string().contains("in the wrong slot"), "{refused}");
+    // One that is older than the valid one has overwritten nothing that counts.
+    let disk = copy(&image);
+    disk.replace_block(SNAPSHOT, (sealed.generation + 1) % 2, &before.encode().unwrap());
+    assert_eq!(slots_of(&disk).unwrap().newest, sealed);
 }
