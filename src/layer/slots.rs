@@ -53,28 +53,22 @@ pub async fn read_slots<F: File>(file: &F, path: &Path) -> Result<Slots> {
         }
         // A later format is refused whole: its other slot may be older and look like ours.
         [Err(e), _] | [_, Err(e)] if e.kind() == Kind::Unsupported => Err(e.at(path)),
-        [Ok(newest), Err(_)] if is_astray(second, PBlock(0), &newest) => Err(astray(second).at(path)),
-        [Err(_), Ok(newest)] if is_astray(first, PBlock(1), &newest) => Err(astray(first).at(path)),
-        [Ok(newest), Err(e)] | [Err(e), Ok(newest)] => {
-            Ok(Slots { newest, older: None, both_valid: false, damage: Some(e.at(path)) })
-        }
+        [Ok(newest), Err(e)] => one_slot(newest, second, e.at(path)).map_err(|e| e.at(path)),
+        [Err(e), Ok(newest)] => one_slot(newest, first, e.at(path)).map_err(|e| e.at(path)),
         [Err(e), Err(_)] if bytes.starts_with(b"COWD") => Err(e.at(path)),
         [Err(_), Err(_)] => Err(Error::corrupt("not a cowdisk layer: no valid superblock").at(path)),
     }
 }
 
-/// True if `slot` holds a superblock that belongs into the other one, and is newer than `newest`: a write went astray.
-/// What it has overwritten may have been the newest one; the other slot is older than what was durable.
-fn is_astray(slot: &[u8], its_place: PBlock, newest: &Superblock) -> bool {
-    Superblock::decode(slot, its_place).is_ok_and(|sb| sb.generation > newest.generation)
-}
-
-fn astray(slot: &[u8]) -> Error {
-    let generation =
-        [0, 1].iter().find_map(|&at| Superblock::decode(slot, PBlock(at)).ok()).map_or(0, |sb| sb.generation);
-    Error::corrupt(format!(
-        "superblock: generation {generation} stands in the wrong slot, the newest one may be gone"
-    ))
+/// For the only superblock that verifies, and the bytes of the other slot. They may be a superblock that belongs where the
+/// valid one stands, and is newer: a write went astray, and what it has overwritten may have been the newest one.
+fn one_slot(valid: Superblock, other: &[u8], damage: Error) -> Result<Slots> {
+    match Superblock::decode(other, Superblock::slot(valid.generation)) {
+        Ok(Superblock { generation, .. }) if generation > valid.generation => Err(Error::corrupt(format!(
+            "superblock: generation {generation} stands in the wrong slot, the newest one may be gone"
+        ))),
+        _ => Ok(Slots { newest: valid, older: None, both_valid: false, damage: Some(damage) }),
+    }
 }
 
 /// True if one superblock may be the other's next with a new layer id: of the same file, one generation on. Anything
