@@ -29,8 +29,8 @@ pub struct ChainLayer<F> {
     pub pending: Option<PendingMap>,
 }
 
-/// A chain; immutable. A snapshot puts another one in its place.
-#[derive(Debug)]
+/// A chain; immutable. A snapshot puts another one in its place; a clone shares everything with it.
+#[derive(Clone, Debug)]
 pub struct Chain<S: Storage> {
     /// The writable layer; `None` if the image is open read-only.
     pub head: Option<Arc<Head<S>>>,
@@ -96,18 +96,6 @@ impl<S: Storage> Chain<S> {
             sector_size: sb.sector_size,
             read_only: self.head.is_none(),
             block_size: BLOCK_SIZE as u32,
-        }
-    }
-
-    /// A chain that shares everything with this one.
-    pub(super) fn share(&self) -> Chain<S> {
-        Chain {
-            head: self.head.clone(),
-            sealing: self.sealing.clone(),
-            layers: self.layers.clone(),
-            base: self.base.clone(),
-            base_path: self.base_path.clone(),
-            caches: self.caches.clone(),
         }
     }
 

@@ -80,8 +80,18 @@ fn temporary_prefix(file: &Path) -> String {
 }
 
 /// Where a file is made that will become `file`: beside it, under a name that nobody else uses.
-pub fn temporary_path(file: &Path, random: [u8; 4]) -> PathBuf {
+fn temporary_path(file: &Path, random: [u8; 4]) -> PathBuf {
     file.with_file_name(format!("{}{:08x}", temporary_prefix(file), u32::from_be_bytes(random)))
+}
+
+/// A [`temporary_path`] that nobody else uses.
+///
+/// # Errors
+/// The system has no random bytes.
+pub fn unused_temporary<S: Storage>(storage: &S, file: &Path) -> Result<PathBuf> {
+    let mut random = [0; 4];
+    storage.random(&mut random).map_err(|e| Error::io("read random bytes", e))?;
+    Ok(temporary_path(file, random))
 }
 
 /// True if `name` is one that [`temporary_path`] gives for `file`.

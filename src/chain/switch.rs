@@ -7,7 +7,7 @@
 //! behind it finds the parent complete, since nothing of it was only in flight.
 
 use std::future::poll_fn;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -18,7 +18,7 @@ use super::layers::{Chain, ChainLayer};
 use super::locks::RangeLocks;
 use crate::error::{Error, Kind, Result};
 use crate::format::{Sealed, Superblock};
-use crate::layer::{Finish, Head, LayerReader, LockedLayer, recover_head};
+use crate::layer::{Finish, Head, LayerReader, lock_head, recover_head};
 use crate::limits::MAX_CHAIN;
 use crate::map::LayerTag;
 use crate::runtime::sync::Monitor;
@@ -72,8 +72,8 @@ pub struct NewHead<S: Storage> {
     head: Head<S>,
 }
 
-/// A snapshot that is under way: the right to take it, and later the hold. Dropped before [`LiveSnapshot::switch`] it leaves the
-/// image as it was.
+/// A snapshot that is under way: the right to take it, and later the hold. Dropped before [`LiveSnapshot::switch`] it
+/// leaves the image as it was.
 #[derive(Debug)]
 pub struct LiveSnapshot<'a, S: Storage> {
     image: &'a Image<S>,
@@ -125,20 +125,17 @@ impl<S: Storage> Image<S> {
     /// # Errors
     /// The image is open read-only; its chain is as long as it may be; the last snapshot cannot be sealed.
     pub async fn begin_snapshot(&self) -> Result<LiveSnapshot<'_, S>> {
+        // Whether there is a head never changes; which one it is may, while this waits.
+        self.chain().writable()?;
         self.snapshots.when_sealed(|seal| *seal = Seal::Taking).await?;
         let chain = self.chain();
-        let refused = |why: Error| {
-            self.snapshots.seal.update(|seal| *seal = Seal::Done);
-            Err(why.at(self.path()))
-        };
-        if chain.layers.len() >= MAX_CHAIN {
+        let Some(old) = chain.head.clone() else { unreachable!("there was one") };
+        let snapshot = LiveSnapshot { image: self, chain, old, switched: false };
+        if snapshot.chain.layers.len() >= MAX_CHAIN {
             let text = format!("the chain has {MAX_CHAIN} layers, and may not be longer");
-            return refused(Error::new(Kind::Unsupported, text));
+            return Err(Error::new(Kind::Unsupported, text).at(self.path()));
         }
-        let Some(old) = chain.head.clone() else {
-            return refused(Error::new(Kind::Permission, "the image is open read-only"));
-        };
-        Ok(LiveSnapshot { image: self, chain, old, switched: false })
+        Ok(snapshot)
     }
 
     /// Seals heads that live snapshots leave behind, until the image is closed.
@@ -200,7 +197,7 @@ impl<S: Storage> Image<S> {
     fn replace_sealing(&self, layer: ChainLayer<S::File>) {
         let chain = self.chain();
         let layers = chain.with_layer(layer);
-        self.chain.store(Arc::new(Chain { sealing: None, layers, ..chain.share() }));
+        self.chain.store(Arc::new(Chain { sealing: None, layers, ..(*chain).clone() }));
     }
 
     /// Runs `work` for the head, and for each one that takes its place, until the image is closed.
@@ -241,7 +238,7 @@ fn sealed_layer<S: Storage>(job: &Job<S>, sb: Superblock) -> ChainLayer<S::File>
     ChainLayer { reader: Arc::new(reader), size: sb.virtual_size, sb, pending: None }
 }
 
-fn open_anew<S: Storage>(storage: &S, path: &std::path::Path, own: &S::File) -> Option<S::File> {
+fn open_anew<S: Storage>(storage: &S, path: &Path, own: &S::File) -> Option<S::File> {
     let how = OpenHow { write: false, direct: false, regular_only: true };
     let file = storage.open(path, how).ok()?;
     let same = file.meta().ok()?.id == own.meta().ok()?.id;
@@ -249,25 +246,21 @@ fn open_anew<S: Storage>(storage: &S, path: &std::path::Path, own: &S::File) -> 
 }
 
 impl<S: Storage> LiveSnapshot<'_, S> {
-    /// Opens the empty layer `locked` as a head that can take the place of the one there is. `path`: the name that it will
-    /// have by then.
+    /// Opens the empty layer `temporary` as a head that can take the place of the one there is. `path`: the name that it
+    /// will have by then.
     ///
     /// # Errors
     /// What the host says. The layer is not in use then.
-    pub async fn prepare(
-        &self,
-        mut locked: LockedLayer<S::File>,
-        path: &std::path::Path,
-    ) -> Result<NewHead<S>> {
+    pub async fn prepare(&self, temporary: &Path, path: &Path) -> Result<NewHead<S>> {
+        let storage = self.old.storage();
+        let Some(me) = self.old.superblock().holder else {
+            unreachable!("a head that is open names its holder");
+        };
+        let mut locked = lock_head(storage, temporary, &me, &|_| true).await?;
         locked.space = self.image.space;
         locked.readers = self.image.readers.clone();
-        let old = self.old.superblock();
-        let Some(me) = old.holder else {
-            return Err(Error::new(Kind::Unsupported, "the image is not open for writing").at(path));
-        };
         let tag = LayerTag(self.old.tag().0 + 1);
-        let caches = self.old.caches();
-        let (head, _) = recover_head(self.old.storage(), path, locked, tag, caches, me, None).await?;
+        let (head, _) = recover_head(storage, path, locked, tag, self.old.caches(), me, None).await?;
         head.find_holes().await?;
         head.stands_on_unsealed();
         Ok(NewHead { head })
@@ -302,7 +295,7 @@ impl<S: Storage> LiveSnapshot<'_, S> {
         layers.push(Arc::new(top));
         layers.extend(self.chain.layers.iter().cloned());
         let (head, sealing) = (Some(new.clone()), Some(old.clone()));
-        self.image.chain.store(Arc::new(Chain { head, sealing, layers, ..self.chain.share() }));
+        self.image.chain.store(Arc::new(Chain { head, sealing, layers, ..(*self.chain).clone() }));
         // Not before: whoever is told looks for the new head.
         old.journal.moved();
         self.switched = true;

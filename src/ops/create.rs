@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::chain::{describe_raw, hints_between, temporary_path};
+use crate::chain::{describe_raw, hints_between, unused_temporary};
 use crate::error::{Error, Kind, Result};
 use crate::format::{Parent, Superblock};
 use crate::layer::{self, NewLayer, read_slots, sync_sealed};
@@ -51,9 +51,7 @@ pub async fn create<S: Storage>(
     // Held until the new file has taken the old one's place.
     let replaced = take_over(storage, &path, options.force).await?;
     let new = describe(storage, &path, options, replaced.as_ref().map(|(_, meta)| meta)).await?;
-    let mut random = [0; 4];
-    storage.random(&mut random).map_err(|e| Error::io("read random bytes", e))?;
-    let temporary = temporary_path(&path, random);
+    let temporary = unused_temporary(storage, &path)?;
     let file = layer::create(storage, &temporary, &new).await?;
     let placed = put_in_place(storage, &temporary, &path, replaced.is_some());
     if placed.is_err() {

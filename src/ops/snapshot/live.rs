@@ -7,11 +7,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::names::{check_mount, check_names, overlay, put_back, put_in_place, unused_name};
-use crate::chain::{Image, LiveSnapshot, NewHead, SnapshotName, snapshot_path};
+use super::names::{Broken, check_mount, check_names, copy_access, overlay, put_back, put_in_place};
+use crate::chain::{Image, LiveSnapshot, NewHead, SnapshotName, snapshot_path, unused_temporary};
 use crate::error::{Error, Kind, Result, printable};
 use crate::format::{Sealed, Superblock};
-use crate::layer::{self, lock_head};
+use crate::layer;
 use crate::storage::{File, Storage};
 
 /// A live snapshot under way. Dropped before [`LiveCut::cut`] it leaves the image as it was, as far as names can be put
@@ -45,16 +45,10 @@ impl<'a, S: Storage> LiveCut<'a, S> {
         check_mount(&head, is_mount_point)?;
         check_names(storage, &head, &target, name, search).await?;
         remove_second_name(storage, &head, &target)?;
-        let temporary = unused_name(storage, &head)?;
+        let temporary = unused_temporary(storage, &head)?;
         let new = make_head(storage, &live, &head, &target, &temporary).await?;
-        let mut linked = false;
-        if let Err(error) = put_in_place(storage, &head, &target, &temporary, &mut linked) {
-            // As long as the temporary name is there, the rename has not been done.
-            let undone = storage.unlink(&temporary).is_ok();
-            if undone && linked {
-                let _ = storage.unlink(&target);
-            }
-            if !undone {
+        if let Err(Broken { error, replaced }) = put_in_place(storage, &head, &target, &temporary) {
+            if replaced {
                 // The error to report is the first one.
                 let _ = put_back(storage, &head, &target);
             }
@@ -124,15 +118,12 @@ async fn make_head<S: Storage>(
     target: &Path,
     temporary: &Path,
 ) -> Result<NewHead<S>> {
-    let sb = live.old.superblock();
-    let made = layer::create(storage, temporary, &overlay(&sb, head, target)).await?;
+    let new = overlay(&live.old.superblock(), head, target);
+    let made = layer::create(storage, temporary, &new).await?;
     let opened = async {
-        let copied = made.copy_access(&live.old.reader.file);
-        copied.map_err(|e| Error::io("give the new head the old one's owner and mode", e).at(temporary))?;
+        copy_access(&made, &live.old.reader.file).map_err(|e| e.at(temporary))?;
         drop(made);
-        let Some(me) = &sb.holder else { unreachable!("the head is open for writing") };
-        let locked = lock_head(storage, temporary, me, &|_| true).await?;
-        live.prepare(locked, head).await
+        live.prepare(temporary, head).await
     };
     let opened = opened.await;
     if opened.is_err() {

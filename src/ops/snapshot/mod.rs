@@ -17,12 +17,14 @@ mod names;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::chain::{Image, OpenOptions, OpenReport, SnapshotName, image_file, open_chain, snapshot_path};
+use crate::chain::{
+    Image, OpenOptions, OpenReport, SnapshotName, image_file, open_chain, snapshot_path, unused_temporary,
+};
 use crate::error::{Error, Kind, Result};
 use crate::format::{Sealed, Superblock};
 use crate::layer::{self, Head};
 use crate::storage::{File, Lock, Storage};
-use names::{check_mount, check_names, overlay, put_in_place, unused_name};
+use names::{Broken, check_mount, check_names, copy_access, overlay, put_in_place};
 
 pub use live::LiveCut;
 
@@ -121,13 +123,6 @@ impl<S: Storage> OfflineSnapshot<S> {
     }
 }
 
-/// Why the head could not be replaced.
-struct Broken {
-    error: Error,
-    /// It may have been.
-    replaced: bool,
-}
-
 /// Everything up to the moment at which the head's path names a new overlay and `target` the old head, durably. Gives the
 /// overlay, locked.
 async fn replace_head<S: Storage>(
@@ -137,18 +132,9 @@ async fn replace_head<S: Storage>(
 ) -> std::result::Result<S::File, Broken> {
     let head = old.path();
     let unchanged = |error: Error| Broken { error, replaced: false };
-    let temporary = unused_name(storage, head).map_err(unchanged)?;
+    let temporary = unused_temporary(storage, head).map_err(unchanged)?;
     let overlay = make_overlay(storage, old, target, &temporary).await.map_err(unchanged)?;
-    let mut linked = false;
-    let replaced = put_in_place(storage, head, target, &temporary, &mut linked);
-    replaced.map(|()| overlay).map_err(|error| {
-        // As long as the temporary name is there, the rename has not been done.
-        let undone = storage.unlink(&temporary).is_ok();
-        if undone && linked {
-            let _ = storage.unlink(target);
-        }
-        Broken { error, replaced: !undone }
-    })
+    put_in_place(storage, head, target, &temporary).map(|()| overlay)
 }
 
 /// The new head, empty, durable and locked, under a temporary name.
@@ -172,7 +158,7 @@ async fn finish_overlay<F: File>(file: &F, head: &F) -> Result<()> {
     if !file.try_lock(Lock::Exclusive).map_err(|e| Error::io("lock", e))? {
         return Err(Error::new(Kind::InUse, "another process took the new layer's lock"));
     }
-    file.copy_access(head).map_err(|e| Error::io("give the new head the old one's owner and mode", e))?;
+    copy_access(file, head)?;
     file.sync_data().await.result.map_err(|e| Error::io("fdatasync", e))?;
     Ok(())
 }

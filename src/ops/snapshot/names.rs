@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::super::walk::find_snapshot;
-use crate::chain::{SnapshotName, hints_between, temporary_path};
+use crate::chain::{SnapshotName, hints_between, unused_temporary};
 use crate::error::{Error, Kind, Result};
 use crate::format::{Parent, Superblock};
 use crate::layer::NewLayer;
 use crate::limits;
 use crate::rules::{self, Rule};
-use crate::storage::Storage;
+use crate::storage::{File, Storage};
 use crate::units::BLOCK;
 
 /// Nothing may be called like the new snapshot, neither a file nor a layer of the chain.
@@ -63,15 +63,39 @@ pub(super) fn check_mount(head: &Path, is_mount_point: fn(&Path) -> bool) -> Res
     Ok(())
 }
 
-/// A name beside `head` that nobody else uses.
-pub(super) fn unused_name<S: Storage>(storage: &S, head: &Path) -> Result<PathBuf> {
-    let mut random = [0; 4];
-    storage.random(&mut random).map_err(|e| Error::io("read random bytes", e))?;
-    Ok(temporary_path(head, random))
+/// Gives the new head's file the access of the old one.
+pub(super) fn copy_access<F: File>(new: &F, old: &F) -> Result<()> {
+    new.copy_access(old).map_err(|e| Error::io("give the new head the old one's owner and mode", e))
 }
 
-/// The two changes of names. `linked` tells how far it came.
+/// Why the head could not be replaced.
+pub(super) struct Broken {
+    pub(super) error: Error,
+    /// It may have been.
+    pub(super) replaced: bool,
+}
+
+/// The two changes of names: `target` becomes a name of the head, and the file `temporary` takes its first one. If that
+/// fails, and the head was not replaced, all names are as they were, without `temporary`.
 pub(super) fn put_in_place<S: Storage>(
+    storage: &S,
+    head: &Path,
+    target: &Path,
+    temporary: &Path,
+) -> std::result::Result<(), Broken> {
+    let mut linked = false;
+    change_names(storage, head, target, temporary, &mut linked).map_err(|error| {
+        // As long as the temporary name is there, the rename has not been done.
+        let undone = storage.unlink(temporary).is_ok();
+        if undone && linked {
+            let _ = storage.unlink(target);
+        }
+        Broken { error, replaced: !undone }
+    })
+}
+
+/// `linked` tells how far it came.
+fn change_names<S: Storage>(
     storage: &S,
     head: &Path,
     target: &Path,
@@ -95,7 +119,7 @@ pub(super) fn put_in_place<S: Storage>(
 /// of a snapshot that was broken off.
 pub(super) fn put_back<S: Storage>(storage: &S, head: &Path, target: &Path) -> Result<()> {
     let dir = head.parent().unwrap_or(Path::new(""));
-    let temporary = unused_name(storage, head)?;
+    let temporary = unused_temporary(storage, head)?;
     storage.link(target, &temporary).map_err(|e| Error::io("make a second name", e).at(&temporary))?;
     storage.rename(&temporary, head).map_err(|e| Error::io("put the head back", e).at(head))?;
     storage.sync_dir(dir).map_err(|e| Error::io("sync directory", e).at(dir))?;
