@@ -85,6 +85,17 @@ impl Connection {
     }
 }
 
+/// The text `key` of an answer of the daemon of `image`.
+///
+/// # Errors
+/// It is not there: the daemon is of another version.
+pub(super) fn text_of(answer: &Value, key: &str, image: &Path) -> Result<String> {
+    let text = answer.get(key).and_then(Value::as_str).map(str::to_owned);
+    text.ok_or_else(|| {
+        Error::new(Kind::Unsupported, "its daemon answers in another way than expected").at(image)
+    })
+}
+
 /// Nobody listens: that is not found. Anything else is an error of its own.
 fn refused(source: std::io::Error) -> Error {
     match source.kind() {

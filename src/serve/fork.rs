@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::client::Connection;
+use super::client::{Connection, text_of};
 use super::control::Request;
 use super::manage::writer_of;
 use super::open::run;
@@ -80,12 +80,7 @@ fn served(image: &Path, socket: &Path, options: &OpenOptions) -> Result<Below> {
         answer = call(&Request::new("cut"))?;
         call(&Request::new("sealed"))?;
     }
-    match answer.get("path").and_then(|path| path.as_str()) {
-        Some(path) => Ok(Below { path: path.into(), taken, report: None }),
-        None => {
-            Err(Error::new(Kind::Unsupported, "its daemon answers in another way than expected").at(image))
-        }
-    }
+    Ok(Below { path: text_of(&answer, "path", image)?.into(), taken, report: None })
 }
 
 /// A name that no snapshot of the image has, as far as its chain can be followed.

@@ -137,27 +137,24 @@ fn find(target: &OsStr, search: &[PathBuf]) -> Result<Vec<Found>> {
         return Ok(found);
     }
     // Served by another user, with a runtime directory of its own: the image itself knows.
-    let socket = recorded_holder(&path)?.map(|holder| PathBuf::from(holder.socket));
+    Ok(recorded_socket(&path)?.map(Found::Daemon).into_iter().collect())
+}
+
+/// The control socket that the image itself names, if somebody listens there.
+fn recorded_socket(path: &Path) -> Result<Option<PathBuf>> {
+    let socket = recorded_holder(path)?.map(|holder| PathBuf::from(holder.socket));
     let listening = |socket: &PathBuf| std::os::unix::net::UnixStream::connect(socket).is_ok();
-    Ok(socket.filter(listening).map(Found::Daemon).into_iter().collect())
+    Ok(socket.filter(listening))
 }
 
 /// The control socket of the daemon that writes the image `path`; `None`: there is none.
 pub(super) fn writer_of(path: &Path) -> Result<Option<PathBuf>> {
     let writes = |entry: &Entry| entry.mode == Mode::Write;
-    let of_path = all(|entry| writes(entry) && entry.is_of(path));
-    let daemon = |found: Vec<Found>| {
-        found.into_iter().find_map(|found| match found {
-            Found::Daemon(socket) => Some(socket),
-            Found::Waiting(..) => None,
-        })
-    };
-    if let Some(socket) = daemon(of_path) {
-        return Ok(Some(socket));
-    }
-    let socket = recorded_holder(path)?.map(|holder| PathBuf::from(holder.socket));
-    let listening = |socket: &PathBuf| std::os::unix::net::UnixStream::connect(socket).is_ok();
-    Ok(socket.filter(listening))
+    let listed = all(|entry| writes(entry) && entry.is_of(path)).into_iter().find_map(|found| match found {
+        Found::Daemon(socket) => Some(socket),
+        Found::Waiting(..) => None,
+    });
+    listed.map_or_else(|| recorded_socket(path), |socket| Ok(Some(socket)))
 }
 
 /// A device as it stands in an entry, if `target` names one.

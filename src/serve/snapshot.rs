@@ -7,14 +7,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::client::Connection;
+use super::client::{Connection, text_of};
 use super::control::Request;
 use super::manage::writer_of;
 use super::open::run;
 use crate::chain::{OpenOptions, OpenReport, SnapshotName, image_file};
 use crate::ops::{OfflineSnapshot, process};
 use crate::storage::uring::Uring;
-use crate::{Error, Kind, Result};
+use crate::{Error, Result};
 
 /// Time for one step of a snapshot. The longest one may be that the last snapshot is still being sealed.
 pub(super) const STEP: Duration = Duration::from_secs(300);
@@ -145,9 +145,6 @@ async fn cut(ready: Vec<Ready>) -> Result<Vec<Taken>> {
 }
 
 fn served(image: &Path, answer: &serde_json::Value) -> Result<Taken> {
-    let text = |key: &str| answer.get(key).and_then(|v| v.as_str()).map(str::to_owned);
-    match (text("path"), text("layer_id")) {
-        (Some(path), Some(layer_id)) => Ok(Taken { path: path.into(), layer_id, report: None }),
-        _ => Err(Error::new(Kind::Unsupported, "its daemon answers in another way than expected").at(image)),
-    }
+    let path = text_of(answer, "path", image)?.into();
+    Ok(Taken { path, layer_id: text_of(answer, "layer_id", image)?, report: None })
 }
