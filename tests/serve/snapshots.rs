@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use cowdisk::storage::sim::Rng;
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, Daemon};
@@ -108,12 +109,12 @@ impl Load {
     }
 }
 
-fn run(mut client: Client, log: &Log, stop: &AtomicBool, first: u64, mut seed: u64) {
+fn run(mut client: Client, log: &Log, stop: &AtomicBool, first: u64, seed: u64) {
+    let mut rng = Rng::new(seed);
     let mut under_way = Vec::new();
     loop {
         while under_way.len() < WINDOW && !stop.load(Ordering::Relaxed) {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let block = first + (seed >> 33) % BLOCKS;
+            let block = first + rng.below(BLOCKS);
             // Two writes to one block at once would have no order.
             if under_way.contains(&block) {
                 break;
