@@ -57,6 +57,8 @@ pub enum Rule {
     ReadErrors,
     /// O4: recovery allocates above every block that a record names.
     AboveRecords,
+    /// O4: nothing goes into the ring, and nothing is served, before the checkpoint that ends recovery is durable.
+    OpenedFirst,
     /// Snapshot: the directory is synced between the link and the rename.
     DirectorySync,
     /// Snapshot: while the head is switched no record is formed, and those with a number are settled and committed.
@@ -67,7 +69,7 @@ pub enum Rule {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 28] = [
+    pub const ALL: [Rule; 29] = [
         Rule::Reserve,
         Rule::Numbers,
         Rule::Locks,
@@ -93,6 +95,7 @@ impl Rule {
         Rule::DurableThere,
         Rule::ReadErrors,
         Rule::AboveRecords,
+        Rule::OpenedFirst,
         Rule::DirectorySync,
         Rule::Hold,
         Rule::LocksSurvive,

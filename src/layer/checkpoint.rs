@@ -152,7 +152,11 @@ impl<S: Storage> Head<S> {
             return Err(e);
         }
         // The superblock, before anything that only the old one needs is given up.
-        if rules::holds(Rule::SuperblockFirst) {
+        let rule = match finish {
+            Finish::Opened(_) => Rule::OpenedFirst,
+            Finish::Running | Finish::Clean | Finish::Sealed(_) => Rule::SuperblockFirst,
+        };
+        if rules::holds(rule) {
             self.journal.sync_for_checkpoint(freeze.cut).await?;
         }
         // Records name the generation that is durable: a power loss may keep them and not the twin.

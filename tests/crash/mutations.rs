@@ -48,7 +48,9 @@ fn violation(rule: Option<Rule>, work: impl FnOnce()) -> Option<String> {
 fn first_seed(rule: Rule) -> u64 {
     match rule {
         Rule::Reserve => 64,
-        Rule::CloseBlocks => 11,
+        Rule::CloseBlocks => 25,
+        Rule::Evidence => 56,
+        Rule::KeepFrozen => 254,
         _ => 0,
     }
 }
