@@ -131,6 +131,14 @@ name_of() { basename "$1"; }
 writes_done() { awk '{ print $5 }' "/sys/block/$(name_of "$1")/stat"; }
 writes_beyond() { greater "$(writes_done "$1")" "$2"; }
 
+# load_goes_on N: fio, which writes to $NODE in the background as $FIO, has another N writes done.
+load_goes_on() {
+    local from
+    from=$(writes_done "$NODE")
+    must "load goes on" wait_for 60 writes_beyond "$NODE" $((from + $1))
+    must "fio is running" alive "$FIO"
+}
+
 drop_caches() {
     sync
     echo 3 >/proc/sys/vm/drop_caches

@@ -19,10 +19,7 @@ start_load() {
 
 # die_under_load N: kill -9 after another N writes.
 die_under_load() {
-    local from
-    from=$(writes_done "$NODE")
-    must "load goes on" wait_for 60 writes_beyond "$NODE" $((from + $1))
-    must "fio is running" alive "$FIO"
+    load_goes_on "$1"
     copy_in_the_background
     kill_daemon
     check "device outlives the daemon" test -b "$NODE"

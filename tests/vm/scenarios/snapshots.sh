@@ -10,10 +10,7 @@ FILES=4
 
 # snapshot_under_load N: after some more writes.
 snapshot_under_load() {
-    local from
-    from=$(writes_done "$NODE")
-    must "load goes on" wait_for 60 writes_beyond "$NODE" $((from + 300))
-    must "fio is running" alive "$FIO"
+    load_goes_on 300
     must "snapshot $1 is taken" cowdisk snapshot "load.cow@s$1"
 }
 
