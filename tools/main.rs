@@ -8,6 +8,7 @@ mod fork;
 mod info;
 mod map;
 mod output;
+mod rollback;
 mod serve;
 mod size;
 mod snapshot;
@@ -35,6 +36,7 @@ Examples:
   cowdisk create vm.cow --base debian.raw --base-format raw
   cowdisk serve vm.cow
   cowdisk snapshot vm.cow@before-upgrade
+  cowdisk rollback vm.cow@before-upgrade
   cowdisk fork vm.cow@before-upgrade test.cow
   cowdisk info vm.cow@before-upgrade
 
@@ -57,6 +59,7 @@ enum Command {
     Info(info::Args),
     Map(map::Args),
     Snapshot(snapshot::Args),
+    Rollback(rollback::Args),
     Check(check::Args),
     Bench(bench::Args),
 }
@@ -81,6 +84,7 @@ fn run(command: Command, out: &Output) -> Result<u8> {
         Command::Info(args) => info::run(args, out),
         Command::Map(args) => map::run(args, out),
         Command::Snapshot(args) => snapshot::run(args, out),
+        Command::Rollback(args) => rollback::run(args, out),
         Command::Check(args) => check::run(args, out),
         Command::Bench(args) => bench::run(args, out),
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cowdisk::chain::{OpenReport, SnapshotName, image_file, split_name};
+use cowdisk::chain::{OpenReport, SnapshotName, image_file, split_snapshot};
 use cowdisk::error::{Error, Kind, Result, printable};
 use cowdisk::serve;
 use cowdisk::storage::uring::Uring;
@@ -40,7 +40,7 @@ struct One {
 }
 
 pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
-    let wanted = args.snapshots.iter().map(parse).collect::<Result<Vec<_>>>()?;
+    let wanted = args.snapshots.iter().map(|given| split_snapshot(given)).collect::<Result<Vec<_>>>()?;
     refuse_one_image_twice(&wanted)?;
     let mut taken = Vec::new();
     for ((image, name), snapshot) in wanted.iter().zip(serve::snapshot(&wanted, &engine::to_write())?) {
@@ -62,13 +62,6 @@ pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
         out.object(&Listed { snapshots: taken })?;
     }
     Ok(0)
-}
-
-fn parse(given: &PathBuf) -> Result<(PathBuf, SnapshotName)> {
-    match split_name(given)? {
-        (image, Some(name)) => Ok((image, name)),
-        (_, None) => Err(Error::new(Kind::Usage, "a snapshot is called IMAGE@NAME").at(given)),
-    }
 }
 
 fn refuse_one_image_twice(wanted: &[(PathBuf, SnapshotName)]) -> Result<()> {

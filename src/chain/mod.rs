@@ -20,7 +20,9 @@ pub use layers::{Chain, ChainLayer};
 pub use leftovers::{Leftovers, find_leftovers};
 #[cfg(feature = "shuttle")]
 pub use locks::{RangeLock, RangeLocks};
-pub use names::{SnapshotName, image_file, is_temporary, snapshot_path, split_name, unused_temporary};
+pub use names::{
+    SnapshotName, image_file, is_temporary, snapshot_path, split_name, split_snapshot, unused_temporary,
+};
 pub use open::{
     Access, OpenOptions, OpenReport, find_foreign, find_parent, hints_between, open_chain, open_over,
 };

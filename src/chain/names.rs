@@ -53,6 +53,24 @@ pub fn split_name(given: &Path) -> Result<(PathBuf, Option<SnapshotName>)> {
     Ok((given.with_file_name(stem), Some(SnapshotName::new(name).map_err(|e| e.at(given))?)))
 }
 
+/// The image and the name in `IMAGE@NAME`, or in the snapshot's own path `stem@NAME.extension`.
+///
+/// # Errors
+/// `Usage` if no snapshot is named, `BadName`.
+pub fn split_snapshot(given: &Path) -> Result<(PathBuf, SnapshotName)> {
+    let (image, name) = split_name(given)?;
+    if let Some(name) = name {
+        return Ok((image, name));
+    }
+    let file = given.file_name().and_then(|f| f.to_str()).unwrap_or_default();
+    let Some((stem, rest)) = file.rsplit_once('@') else {
+        return Err(Error::new(Kind::Usage, "a snapshot is called IMAGE@NAME").at(given));
+    };
+    let (name, extension) = rest.rsplit_once('.').unwrap_or((rest, ""));
+    let name = SnapshotName::new(name).map_err(|e| e.at(given))?;
+    Ok((given.with_file_name(format!("{stem}.{extension}")), name))
+}
+
 fn is_snapshot_file(stem: &str, name: &str) -> bool {
     !stem.contains('.') && name.contains('.')
 }
@@ -129,6 +147,17 @@ mod tests {
         assert_eq!(split("vm.cow@2026.01").unwrap(), ("vm.cow".into(), Some("2026.01".into())));
         assert!(split("vm.cow@").is_err());
         assert!(split("@s1").is_err());
+    }
+
+    #[test]
+    fn a_snapshots_file_names_image_and_snapshot() {
+        let split = |p: &str| split_snapshot(Path::new(p)).map(|(p, n)| (p, n.0));
+        assert_eq!(split("a/vm.cow@s1").unwrap(), ("a/vm.cow".into(), "s1".into()));
+        assert_eq!(split("a/vm@s1.cow").unwrap(), ("a/vm.cow".into(), "s1".into()));
+        assert_eq!(split("vm@2026.01.cow").unwrap(), ("vm.cow".into(), "2026.01".into()));
+        assert_eq!(split("vm@s1").unwrap(), ("vm".into(), "s1".into()));
+        assert!(split("a@b/vm.cow").is_err());
+        assert!(split("vm@.cow").is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::chain::{describe_raw, hints_between, unused_temporary};
 use crate::error::{Error, Kind, Result};
-use crate::format::{Parent, Superblock};
+use crate::format::{Parent, PathHints, Superblock};
 use crate::layer::{self, NewLayer, read_slots, sync_sealed};
 use crate::limits;
 use crate::storage::{File, FileKind, Lock, Meta, OpenHow, Storage};
@@ -168,19 +168,34 @@ async fn describe_base<S: Storage>(
         let (parent, size) = describe_raw(storage, base, hints).await?;
         return Ok(Base { parent, size: Some(size), sector_size: None });
     }
+    let (parent, sb) = sealed_parent(storage, base, hints).await.map_err(|e| match e.kind() {
+        Kind::Corrupt => name_the_format(e, child, base),
+        _ => e,
+    })?;
+    Ok(Base { parent, size: Some(sb.virtual_size), sector_size: Some(sb.sector_size) })
+}
+
+/// What a new layer says of its parent, the sealed layer `base`, and that one's superblock. It is durable from here on.
+///
+/// # Errors
+/// `InUse` while it is being changed; `Unsupported` if it is not sealed; why it cannot be read.
+pub(super) async fn sealed_parent<S: Storage>(
+    storage: &S,
+    base: &Path,
+    hints: PathHints,
+) -> Result<(Parent, Superblock)> {
     let how = OpenHow { write: false, direct: false, regular_only: true };
     let file = storage.open(base, how).map_err(|e| Error::io("open base", e).at(base))?;
     if file.is_locked(Lock::Shared).map_err(|e| Error::io("lock", e).at(base))? {
         return Err(super::in_use(&file, base).await);
     }
-    let sb = read_slots(&file, base).await.map_err(|e| name_the_format(e, child, base))?.newest;
+    let sb = read_slots(&file, base).await?.newest;
     if sb.sealed.is_none() {
         let error = Error::new(Kind::Unsupported, "the base is not sealed: fork a snapshot of it").at(base);
         return Err(error.hint(format!("cowdisk snapshot '{}@NAME'", base.display())));
     }
     sync_sealed(&file, base).await?;
-    let parent = Parent::Layer { layer: sb.layer, root_crc: Some(sb.root.crc), hints };
-    Ok(Base { parent, size: Some(sb.virtual_size), sector_size: Some(sb.sector_size) })
+    Ok((Parent::Layer { layer: sb.layer, root_crc: Some(sb.root.crc), hints }, sb))
 }
 
 fn name_the_format(error: Error, child: &Path, base: &Path) -> Error {

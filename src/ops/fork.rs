@@ -72,13 +72,18 @@ pub async fn unchanged_since<S: Storage>(
     Ok((same && below.virtual_size == sb.virtual_size).then_some(parent))
 }
 
-/// A name for a snapshot that nobody has named: `fork-1`, or the next number that is free beside `image`.
+/// A name for a snapshot that nobody has named: `WHY-1`, or the next number that is free beside `image`.
 ///
 /// # Errors
 /// All are taken.
-pub fn unused_snapshot_name<S: Storage>(storage: &S, image: &Path, taken: &[String]) -> Result<SnapshotName> {
+pub fn unused_snapshot_name<S: Storage>(
+    storage: &S,
+    image: &Path,
+    why: &str,
+    taken: &[String],
+) -> Result<SnapshotName> {
     for number in 1..=MAX_CHAIN {
-        let name = SnapshotName::new(&format!("fork-{number}"))?;
+        let name = SnapshotName::new(&format!("{why}-{number}"))?;
         let is_taken = taken.iter().any(|other| other == name.as_str());
         if !is_taken && storage.meta(&snapshot_path(image, &name)).is_err() {
             return Ok(name);

@@ -7,6 +7,7 @@ mod fork;
 mod info;
 mod map;
 pub mod process;
+mod rollback;
 mod snapshot;
 mod walk;
 
@@ -16,6 +17,7 @@ pub use create::{BaseFormat, CreateOptions, create};
 pub use fork::{fork, unchanged_since, unused_snapshot_name};
 pub use info::{LayerInfo, info, info_chain};
 pub use map::{MapRun, RunState, map};
+pub use rollback::{Present, RolledBack, rollback};
 pub use snapshot::{LiveCut, OfflineSnapshot, Snapshot, snapshot};
 pub use walk::{Chain, Link, find_snapshot, locate, read_superblock, walk};
 

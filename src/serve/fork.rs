@@ -90,5 +90,5 @@ fn unused_name(image: &Path, options: &OpenOptions) -> Result<SnapshotName> {
     let layers = chain.map(|(layers, _)| layers).unwrap_or_default();
     let taken: Vec<String> =
         layers.into_iter().filter_map(|layer| layer.sb.sealed).map(|sealed| sealed.name).collect();
-    ops::unused_snapshot_name(&Uring, image, &taken)
+    ops::unused_snapshot_name(&Uring, image, "fork", &taken)
 }

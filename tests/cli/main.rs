@@ -10,5 +10,6 @@ mod image;
 mod info;
 mod map;
 mod places;
+mod rollback;
 mod run;
 mod snapshot;

@@ -56,7 +56,7 @@ fn names_that_cannot_be_are_refused_and_nothing_is_made() {
     let long = format!("vm.cow@{}", "x".repeat(101));
     let cases: &[(&[&str], i32, &str)] = &[
         (&["vm.cow"], 64, "IMAGE@NAME"),
-        (&["vm@s1.cow"], 64, "IMAGE@NAME"),
+        (&["vm@s1.cow"], 1, "it is the snapshot of that name"),
         (&[], 64, "IMAGE@NAME"),
         (&["vm.cow@"], 1, "empty"),
         (&["vm.cow@.hidden"], 1, "begins with"),

@@ -1,5 +1,6 @@
 //! A process that serves or changes an image on a simulated disk.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use cowdisk::error::Result;
 use cowdisk::format::Holder;
 use cowdisk::limits::MIN_JOURNAL_BYTES;
 use cowdisk::ops::{CreateOptions, create};
-use cowdisk::storage::sim::{SimDisk, spawn};
+use cowdisk::storage::sim::{Crash, Executor, SimDisk, spawn};
 use cowdisk::storage::{FileKind, IoBuf};
 
 pub(crate) const IMAGE: &str = "/d/vm.cow";
@@ -51,6 +52,32 @@ pub(crate) fn serve<T>(
         disk.complete(0);
     }
     result
+}
+
+/// Runs `work`; gives what crashes at each end of each of its operations leave, and a power loss behind it ("done"), and
+/// how it ended.
+pub(crate) fn crashes_of<T: 'static>(
+    disk: &SimDisk,
+    seed: u64,
+    work: impl Future<Output = T> + 'static,
+) -> (Vec<(String, Crash, SimDisk)>, T) {
+    let states = Rc::new(RefCell::new(Vec::new()));
+    let seen = states.clone();
+    disk.set_hook(Some(Box::new(move |disk, event| {
+        for (i, kind) in [Crash::ProcessDeath, Crash::PowerLoss, Crash::PowerLoss, Crash::PowerLoss]
+            .into_iter()
+            .enumerate()
+        {
+            let crash_seed = seed * 1000 + event.index * 8 + i as u64;
+            let place = format!("seed {seed}, crash seed {crash_seed}, {kind:?} at {event:?}");
+            seen.borrow_mut().push((place, kind, disk.crash(kind, crash_seed)));
+        }
+    })));
+    let result = Executor::new(disk, seed).block_on(work);
+    disk.set_hook(None);
+    let mut states = states.take();
+    states.push((format!("seed {seed}, done"), Crash::PowerLoss, disk.crash(Crash::PowerLoss, seed)));
+    (states, result)
 }
 
 /// An open image with a queue and what it needs in the background.

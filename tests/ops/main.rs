@@ -4,4 +4,5 @@
 mod death;
 mod machine;
 mod opens;
+mod rollback;
 mod snapshot;

@@ -1,17 +1,15 @@
 //! Snapshots: broken off at every operation, by the death of the process and by power loss, and by failing operations.
 
-use std::cell::RefCell;
 use std::path::Path;
-use std::rc::Rc;
 
 use cowdisk::chain::SnapshotName;
 use cowdisk::device::Queue;
 use cowdisk::error::{Error, Kind};
 use cowdisk::ops::{CheckOptions, Code, check, find_snapshot, read_superblock, snapshot};
 use cowdisk::storage::Storage;
-use cowdisk::storage::sim::{Crash, Executor, Fault, FaultKind, Faults, SimDisk};
+use cowdisk::storage::sim::{Crash, Fault, FaultKind, Faults, SimDisk};
 
-use crate::machine::{BLOCKS, Content, IMAGE, Served, create_image, serve, to_read, to_write};
+use crate::machine::{BLOCKS, Content, IMAGE, Served, crashes_of, create_image, serve, to_read, to_write};
 
 /// How the image was left before the snapshot is taken.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -52,28 +50,13 @@ fn prepare(disk: &SimDisk, seed: u64, left: Left) -> (Content, Content) {
     serve(disk, Path::new(IMAGE), to_write(), work).unwrap()
 }
 
-/// Takes the snapshot on a copy of `disk` and gives what crashes at each end of each operation leave.
+/// Takes the snapshot and gives what crashes at each end of each operation leave.
 fn crashes(disk: &SimDisk, seed: u64) -> Vec<(String, Crash, SimDisk)> {
-    let states = Rc::new(RefCell::new(Vec::new()));
-    let seen = states.clone();
-    disk.set_hook(Some(Box::new(move |disk, event| {
-        for (i, kind) in [Crash::ProcessDeath, Crash::PowerLoss, Crash::PowerLoss, Crash::PowerLoss]
-            .into_iter()
-            .enumerate()
-        {
-            let crash_seed = seed * 1000 + event.index * 8 + i as u64;
-            let place = format!("seed {seed}, crash seed {crash_seed}, {kind:?} at {event:?}");
-            seen.borrow_mut().push((place, kind, disk.crash(kind, crash_seed)));
-        }
-    })));
     let (machine, options) = (disk.clone(), to_write());
-    let taken = Executor::new(disk, seed)
-        .block_on(async move { snapshot(&machine, Path::new(IMAGE), &name(), &options, |_| false).await });
-    disk.set_hook(None);
-    let taken = taken.unwrap();
-    assert_eq!(taken.path, Path::new("/d/vm@s1.cow"));
-    let mut states = states.take();
-    states.push((format!("seed {seed}, done"), Crash::PowerLoss, disk.crash(Crash::PowerLoss, seed)));
+    let (states, taken) = crashes_of(disk, seed, async move {
+        snapshot(&machine, Path::new(IMAGE), &name(), &options, |_| false).await
+    });
+    assert_eq!(taken.unwrap().path, Path::new("/d/vm@s1.cow"));
     states
 }
 

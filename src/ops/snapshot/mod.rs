@@ -22,11 +22,12 @@ use crate::chain::{
 };
 use crate::error::{Error, Kind, Result};
 use crate::format::{Sealed, Superblock};
-use crate::layer::{self, Head};
+use crate::layer::{self, Head, NewLayer};
 use crate::storage::{File, Lock, Storage};
-use names::{Broken, check_mount, check_names, copy_access, overlay, put_in_place};
+use names::{Broken, check_names, copy_access, overlay, put_in_place};
 
 pub use live::LiveCut;
+pub(super) use names::check_mount;
 
 /// A snapshot that was taken.
 #[derive(Clone, Debug)]
@@ -84,9 +85,23 @@ impl<S: Storage> OfflineSnapshot<S> {
         check_names(storage, &head, &target, name, &options.search).await?;
         check_mount(&head, is_mount_point)?;
         let (image, report) = open_chain(storage, &head, options).await?;
+        OfflineSnapshot::of(storage, image, report, name)
+    }
+
+    /// Of an image that is open already; nothing may be called like its snapshot `name`.
+    ///
+    /// # Errors
+    /// It is not open for writing.
+    pub(super) fn of(
+        storage: &S,
+        image: Image<S>,
+        report: OpenReport,
+        name: &SnapshotName,
+    ) -> Result<OfflineSnapshot<S>> {
         let Some(old) = image.head() else {
-            return Err(Error::new(Kind::Usage, "a snapshot opens the image for writing").at(&head));
+            return Err(Error::new(Kind::Usage, "a snapshot opens the image for writing").at(image.path()));
         };
+        let target = snapshot_path(&image.path(), name);
         Ok(OfflineSnapshot { storage: storage.clone(), image, old, report, name: name.clone(), target })
     }
 
@@ -95,9 +110,15 @@ impl<S: Storage> OfflineSnapshot<S> {
     /// # Errors
     /// As [`snapshot`].
     pub async fn take(self) -> Result<Snapshot> {
+        self.take_and_hold().await.map(|(snapshot, _)| snapshot)
+    }
+
+    /// As [`OfflineSnapshot::take`]; also gives the new head, empty and locked: nobody opens the image as long as it is
+    /// there.
+    pub(super) async fn take_and_hold(self) -> Result<(Snapshot, S::File)> {
         let OfflineSnapshot { storage, image, old, report, name, target } = self;
         // Its lock is held until the old head is sealed: whoever opens the image meanwhile waits.
-        let _overlay = match replace_head(&storage, &old, &target).await {
+        let overlay = match replace_head(&storage, &old, &target).await {
             Ok(overlay) => overlay,
             Err(Broken { error, replaced }) => {
                 if !replaced {
@@ -109,7 +130,7 @@ impl<S: Storage> OfflineSnapshot<S> {
         };
         let time_ns = storage.now_ns();
         old.seal(Sealed { name: name.as_str().to_owned(), time_ns }).await.map_err(|e| e.at(&target))?;
-        Ok(Snapshot { path: target, sb: old.superblock(), report })
+        Ok((Snapshot { path: target, sb: old.superblock(), report }, overlay))
     }
 
     /// Closes the image again, as it was.
@@ -133,20 +154,20 @@ async fn replace_head<S: Storage>(
     let head = old.path();
     let unchanged = |error: Error| Broken { error, replaced: false };
     let temporary = unused_temporary(storage, head).map_err(unchanged)?;
-    let overlay = make_overlay(storage, old, target, &temporary).await.map_err(unchanged)?;
+    let new = overlay(&old.superblock(), head, target);
+    let overlay = make_overlay(storage, &new, &old.reader.file, &temporary).await.map_err(unchanged)?;
     put_in_place(storage, head, target, &temporary).map(|()| overlay)
 }
 
-/// The new head, empty, durable and locked, under a temporary name.
-async fn make_overlay<S: Storage>(
+/// A new head for the disk of `head`, empty, durable and locked, under a temporary name.
+pub(super) async fn make_overlay<S: Storage>(
     storage: &S,
-    old: &Head<S>,
-    target: &Path,
+    new: &NewLayer,
+    head: &S::File,
     temporary: &Path,
 ) -> Result<S::File> {
-    let head = old.path();
-    let file = layer::create(storage, temporary, &overlay(&old.superblock(), head, target)).await?;
-    let finished = finish_overlay(&file, &old.reader.file).await;
+    let file = layer::create(storage, temporary, new).await?;
+    let finished = finish_overlay(&file, head).await;
     if finished.is_err() {
         let _ = storage.unlink(temporary);
     }

@@ -55,7 +55,7 @@ pub(super) fn overlay(sb: &Superblock, head: &Path, target: &Path) -> NewLayer {
 }
 
 /// Refuses a head that no other file can take the place of.
-pub(super) fn check_mount(head: &Path, is_mount_point: fn(&Path) -> bool) -> Result<()> {
+pub(in crate::ops) fn check_mount(head: &Path, is_mount_point: fn(&Path) -> bool) -> Result<()> {
     if is_mount_point(head) {
         let text = "it is a mount point of its own, so no new head can take its place";
         return Err(Error::new(Kind::Unsupported, text).at(head));

@@ -1,0 +1,209 @@
+//! Rollbacks: broken off at every operation, by the death of the process and by power loss, and by failing operations.
+
+use std::path::Path;
+
+use cowdisk::chain::SnapshotName;
+use cowdisk::device::Queue;
+use cowdisk::error::{Kind, Result};
+use cowdisk::ops::{
+    CheckOptions, Code, Present, RolledBack, check, find_snapshot, read_superblock, rollback, snapshot,
+};
+use cowdisk::storage::Storage;
+use cowdisk::storage::sim::{Crash, Fault, FaultKind, Faults, SimDisk};
+
+use crate::machine::{BLOCKS, Content, IMAGE, Served, crashes_of, create_image, serve, to_read, to_write};
+
+fn name(text: &str) -> SnapshotName {
+    SnapshotName::new(text).unwrap()
+}
+
+/// What the disk may show.
+struct Prepared {
+    /// The snapshot s1.
+    then: Content,
+    /// Everything acknowledged since.
+    now: Content,
+    /// What of that a flush covers.
+    flushed: Content,
+}
+
+impl Prepared {
+    /// Before the rollback. What the power takes away is decided when it goes, once.
+    fn is_present(&self, content: &Content, kind: Crash) -> bool {
+        let between = |(c, (f, a)): (&u8, (&u8, &u8))| c == f || c == a;
+        match kind {
+            Crash::ProcessDeath => *content == self.now,
+            Crash::PowerLoss => content.iter().zip(self.flushed.iter().zip(&self.now)).all(between),
+        }
+    }
+}
+
+/// An image with the snapshot s1 and changes since, whose daemon died.
+fn prepare(disk: &SimDisk, seed: u64) -> Prepared {
+    create_image(disk);
+    let write = async |served: &Served, content: &mut Content, from: u8, stride: usize| {
+        for i in 0..8 {
+            let block = (i * stride + seed as usize) % BLOCKS;
+            content[block] = i as u8 + from;
+            served.write(block, content[block]).await;
+        }
+    };
+    let first = async |served: Served| {
+        let mut content = vec![0; BLOCKS];
+        write(&served, &mut content, 1, 37).await;
+        served.close().await;
+        content
+    };
+    let then = serve(disk, Path::new(IMAGE), to_write(), first).unwrap();
+    let (machine, options) = (disk.clone(), to_write());
+    let taken =
+        disk.block_on(
+            async move { snapshot(&machine, Path::new(IMAGE), &name("s1"), &options, |_| false).await },
+        );
+    taken.unwrap();
+    let second = async |served: Served| {
+        let mut content = then.clone();
+        write(&served, &mut content, 101, 37).await;
+        served.queue.flush().await.unwrap();
+        let flushed = content.clone();
+        write(&served, &mut content, 201, 23).await;
+        (flushed, content)
+    };
+    let (flushed, now) = serve(disk, Path::new(IMAGE), to_write(), second).unwrap();
+    Prepared { then, now, flushed }
+}
+
+fn back_to(disk: &SimDisk, to: &str, present: Present) -> impl Future<Output = Result<RolledBack>> + 'static {
+    let (machine, options, to) = (disk.clone(), to_write(), name(to));
+    async move { rollback(&machine, Path::new(IMAGE), &to, present, &options, |_| false).await }
+}
+
+/// What is there after a crash: the disk, opened twice and checked, the snapshot s1 and what was kept.
+struct Found {
+    disk: Content,
+    kept: Option<Content>,
+}
+
+fn reopen(disk: &SimDisk, prepared: &Prepared, place: &str) -> Found {
+    let head = Path::new(IMAGE);
+    let read = |options, path: &Path| {
+        let all = serve(disk, path, options, async |served: Served| {
+            let content = served.read_all().await;
+            served.close().await;
+            content
+        });
+        all.unwrap_or_else(|e| panic!("{place}: {e}"))
+    };
+    let content = read(to_write(), head);
+    assert_eq!(read(to_write(), head), content, "{place}");
+    let whole = CheckOptions { data: true, chain: true, ..CheckOptions::default() };
+    let report = disk.block_on(check(disk, head, &whole)).unwrap_or_else(|e| panic!("{place}: {e}"));
+    // A file that was being made may be there for ever.
+    let harm = report.findings.kept().iter().find(|f| f.code != Code::LeftoverFile);
+    assert!(harm.is_none(), "{place}: {harm:?}");
+    let shown = |snapshot: &str| match disk.block_on(find_snapshot(disk, head, &name(snapshot), &[])) {
+        Ok(path) => Some(read(to_read(), &path)),
+        Err(e) if e.kind() == Kind::NotFound => None,
+        Err(e) => panic!("{place}: {e}"),
+    };
+    assert_eq!(shown("s1").as_ref(), Some(&prepared.then), "{place}");
+    Found { disk: content, kept: shown("rollback-1") }
+}
+
+/// Nothing is left beside the image but snapshots, and files that never became layers.
+fn assert_tidy(disk: &SimDisk, place: &str) {
+    for file in disk.list(Path::new("/d")).unwrap() {
+        let unborn = || disk.block_on(read_superblock(disk, &Path::new("/d").join(&file))).is_err();
+        let ours = ["vm.cow", "vm@s1.cow", "vm@rollback-1.cow"].contains(&file.as_str());
+        assert!(ours || file.starts_with(".vm.cow.cowdisk-") && unborn(), "{place}: {file}");
+    }
+}
+
+#[test]
+fn a_rollback_broken_off_anywhere_is_done_or_not() {
+    let (mut states, mut there, mut back) = (0, 0, 0);
+    for present in [Present::Keep, Present::Discard] {
+        for seed in 0..3 {
+            let disk = SimDisk::new(seed);
+            let prepared = prepare(&disk, seed);
+            let (list, done) = crashes_of(&disk, seed, back_to(&disk, "s1", present));
+            done.unwrap();
+            for (place, kind, state) in &list {
+                let place = format!("{present:?}, {place}");
+                let found = reopen(state, &prepared, &place);
+                assert_tidy(state, &place);
+                let is_back = found.disk == prepared.then;
+                assert!(is_back || prepared.is_present(&found.disk, *kind), "{place}");
+                assert!(is_back || !place.ends_with("done"), "{place}");
+                match (&found.kept, present) {
+                    // A snapshot that was broken off keeps what the disk goes on showing.
+                    (Some(kept), Present::Keep) if !is_back => assert_eq!(*kept, found.disk, "{place}"),
+                    (Some(kept), Present::Keep) => assert!(prepared.is_present(kept, *kind), "{place}"),
+                    (None, Present::Keep) => assert!(!is_back, "{place}: the present was not kept"),
+                    (kept, Present::Discard) => assert!(kept.is_none(), "{place}"),
+                }
+                states += 1;
+                if is_back { back += 1 } else { there += 1 }
+            }
+        }
+    }
+    println!("rollback: {states} crash states, {back} rolled back and {there} not");
+    assert!(there > 0 && back > 0);
+}
+
+#[test]
+fn a_rollback_with_a_failing_operation_harms_nothing() {
+    let mut runs = 0;
+    for (kind, present) in [
+        (FaultKind::Eio, Present::Keep),
+        (FaultKind::Eio, Present::Discard),
+        (FaultKind::Enospc, Present::Keep),
+    ] {
+        for nth in 1.. {
+            let disk = SimDisk::new(7);
+            let prepared = prepare(&disk, 7);
+            let fail = Some(Fault { at: nth, kind, sticky: false, only: None });
+            disk.set_faults(Faults { fail, budget: None });
+            let done = disk.block_on(back_to(&disk, "s1", present));
+            let hits = disk.fault_hits();
+            disk.set_faults(Faults::default());
+            if hits == 0 {
+                done.unwrap();
+                break;
+            }
+            let place = format!("{kind:?} of operation {nth}, {present:?}");
+            let found = reopen(&disk, &prepared, &place);
+            let is_back = found.disk == prepared.then;
+            assert!(is_back || found.disk == prepared.now, "{place}");
+            assert!(is_back || done.is_err(), "{place}");
+            let kept = found.kept.is_none_or(|kept| kept == prepared.now);
+            assert!(kept, "{place}: what was kept is not the present");
+            assert_tidy(&disk, &place);
+            runs += 1;
+        }
+    }
+    println!("rollback: {runs} runs with a failed operation");
+}
+
+#[test]
+fn what_was_kept_can_be_gone_back_to() {
+    let disk = SimDisk::new(1);
+    let prepared = prepare(&disk, 1);
+    let run = |to: &str| disk.block_on(back_to(&disk, to, Present::Keep)).unwrap();
+    let kept = run("s1").kept.unwrap();
+    assert_eq!(kept.path, Path::new("/d/vm@rollback-1.cow"));
+    assert_eq!(reopen(&disk, &prepared, "back").disk, prepared.then);
+    // Nothing has changed since s1: there is nothing to keep.
+    assert!(run("rollback-1").kept.is_none());
+    assert_eq!(reopen(&disk, &prepared, "forth").disk, prepared.now);
+    let work = async |served: Served| {
+        served.write(9, 77).await;
+        served.close().await;
+    };
+    serve(&disk, Path::new(IMAGE), to_write(), work).unwrap();
+    assert_eq!(run("s1").kept.unwrap().path, Path::new("/d/vm@rollback-2.cow"));
+    assert_eq!(reopen(&disk, &prepared, "back again").disk, prepared.then);
+    let missing = disk.block_on(back_to(&disk, "none", Present::Discard)).unwrap_err();
+    assert_eq!(missing.kind(), Kind::NotFound);
+    assert_eq!(reopen(&disk, &prepared, "not at all").disk, prepared.then);
+}
