@@ -1,10 +1,10 @@
 //! `cowdisk map`
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use cowdisk::chain::open_chain;
+use cowdisk::chain::{Image, SnapshotName, open_chain};
 use cowdisk::error::{Result, printable};
 use cowdisk::ops::{self, MapRun, RunState};
 use cowdisk::storage::uring::Uring;
@@ -21,10 +21,14 @@ use crate::output::Output;
 #[command(after_help = "\
 Examples:
   cowdisk map vm.cow
-  cowdisk map --json vm.cow@before-upgrade")]
+  cowdisk map --json vm.cow@before-upgrade
+  cowdisk map vm.cow --since before-upgrade")]
 pub(crate) struct Args {
     /// An image, or its snapshot as IMAGE@NAME
     image: PathBuf,
+    /// Only what was changed since this snapshot of the image
+    #[arg(long, value_name = "NAME")]
+    since: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -41,6 +45,10 @@ pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
     engine::run(async move {
         let path = engine::locate(&args.image).await?;
         let (image, _) = open_chain(&Uring, &path, &engine::to_read()).await?;
+        let since = match args.since {
+            Some(name) => Some(open_snapshot(&path, &SnapshotName::new(&name)?).await?),
+            None => None,
+        };
         lister.begin()?;
         let mut printed = Ok(());
         let list = |run: MapRun<'_>| {
@@ -51,11 +59,19 @@ pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
                 ControlFlow::Continue(())
             }
         };
-        ops::map(&image.chain(), list).await?;
+        match since {
+            Some(since) => ops::map_since(&image.chain(), &since.chain(), list).await?,
+            None => ops::map(&image.chain(), list).await?,
+        }
         printed?;
         lister.end()
     })?;
     Ok(0)
+}
+
+async fn open_snapshot(image: &Path, name: &SnapshotName) -> Result<Image<Uring>> {
+    let path = ops::find_snapshot(&Uring, image, name, &engine::search()).await?;
+    Ok(open_chain(&Uring, &path, &engine::to_read()).await?.0)
 }
 
 /// Prints runs as they come: there may be millions.

@@ -3,13 +3,14 @@
 //! One pass over the disk, leaf by leaf of each layer's tree: holes cost nothing, whatever their size, and memory is one
 //! leaf for each layer.
 
+use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::chain::{Chain, ChainLayer};
-use crate::error::Result;
-use crate::format::{Place, TreeRoot};
+use crate::error::{Error, Kind, Result, printable};
+use crate::format::{LayerId, Place, TreeRoot};
 use crate::map::{Change, Node, Slot};
 use crate::storage::Storage;
 use crate::units::{BLOCK, VBlock, blocks_for};
@@ -60,7 +61,7 @@ pub async fn map<'a, S: Storage>(
     let mut joiner = Joiner { size, last: None, found };
     let mut next = VBlock(0);
     while next < end {
-        let (piece, place) = top_piece(chain, &mut cursors, next..end, reach).await?;
+        let (piece, place, _) = top_piece(chain, &mut cursors, next..end, reach).await?;
         next = piece.end;
         if joiner.push(piece, place).is_break() {
             return Ok(());
@@ -68,6 +69,68 @@ pub async fn map<'a, S: Storage>(
     }
     let _ = joiner.flush();
     Ok(())
+}
+
+/// As [`map`], but only what was changed since the disk was `since`, a snapshot: written, zeroed, discarded, or behind
+/// its end. What was written with the bytes that were there counts as changed.
+///
+/// # Errors
+/// As [`map`]; `Usage` if the two have nothing in common.
+pub async fn map_since<'a, S: Storage>(
+    chain: &'a Chain<S>,
+    since: &'a Chain<S>,
+    found: impl FnMut(MapRun<'a>) -> ControlFlow<()>,
+) -> Result<()> {
+    let (own, its_own) = apart(chain, since)?;
+    let size = chain.geometry().size;
+    let end = VBlock(blocks_for(size));
+    let differing = chain.layers[..own].iter().chain(&since.layers[..its_own]);
+    // Where one of the two ended for a while, what lies below does not count for both.
+    let common = differing.map(|layer| layer.size).chain([since.geometry().size]).min().unwrap_or(size);
+    let common = VBlock(common / BLOCK).min(end);
+    let mut its: Vec<Cursor<'a, S>> =
+        since.layers[..its_own].iter().map(|layer| Cursor::new(layer, common)).collect();
+    let mut reach = end;
+    let mut all: Vec<Cursor<'a, S>> = Vec::with_capacity(chain.layers.len());
+    for layer in &chain.layers {
+        reach = reach.min(VBlock(blocks_for(layer.size)));
+        all.push(Cursor::new(layer, reach));
+    }
+    let mut joiner = Joiner { size, last: None, found };
+    let mut next = VBlock(0);
+    while next < end {
+        let stop = if next < common { common } else { end };
+        let (mut piece, place, depth) = top_piece(chain, &mut all, next..stop, reach).await?;
+        let mut changed = depth < own || next >= common;
+        if !changed {
+            for cursor in &mut its {
+                let (until, place) = cursor.at(next).await?;
+                piece.end = piece.end.min(until);
+                changed |= place.is_some();
+            }
+        }
+        next = piece.end;
+        if changed && joiner.push(piece, place).is_break() {
+            return Ok(());
+        }
+    }
+    let _ = joiner.flush();
+    Ok(())
+}
+
+/// How many layers each of the two chains has above those that both have.
+fn apart<S: Storage>(chain: &Chain<S>, since: &Chain<S>) -> Result<(usize, usize)> {
+    let ids: HashMap<LayerId, usize> = (0..).zip(&since.layers).map(|(i, l)| (l.sb.layer, i)).collect();
+    for (own, layer) in chain.layers.iter().enumerate() {
+        if let Some(its_own) = ids.get(&layer.sb.layer) {
+            return Ok((own, *its_own));
+        }
+    }
+    if chain.base_path.is_some() && chain.base_path == since.base_path {
+        return Ok((chain.layers.len(), since.layers.len()));
+    }
+    let text = format!("it has nothing in common with {}", printable(&since.path().to_string_lossy()));
+    Err(Error::new(Kind::Usage, text).at(chain.path()))
 }
 
 /// Where a piece of the disk is.
@@ -79,31 +142,34 @@ enum Piece<'a> {
     Data(&'a Path, u64),
 }
 
-/// The piece that begins at `within.start`: from the topmost layer that maps it, or the base.
+/// The piece that begins at `within.start`: from the topmost layer that maps it, or the base. Gives also how many layers
+/// are above it.
 async fn top_piece<'a, S: Storage>(
     chain: &'a Chain<S>,
     cursors: &mut [Cursor<'a, S>],
     within: Range<VBlock>,
     reach: VBlock,
-) -> Result<(Range<VBlock>, Piece<'a>)> {
+) -> Result<(Range<VBlock>, Piece<'a>, usize)> {
     let mut rest = within;
-    for cursor in cursors {
+    let layers = cursors.len();
+    for (depth, cursor) in cursors.iter_mut().enumerate() {
         let (until, place) = cursor.at(rest.start).await?;
         rest.end = rest.end.min(until);
         let path = cursor.layer.reader.path.as_path();
         match place {
             None => {}
-            Some(Place::Zero) => return Ok((rest, Piece::Zero(path))),
-            Some(Place::Data(p)) => return Ok((rest, Piece::Data(path, p.pos()))),
+            Some(Place::Zero) => return Ok((rest, Piece::Zero(path), depth)),
+            Some(Place::Data(p)) => return Ok((rest, Piece::Data(path, p.pos()), depth)),
         }
     }
     let base_end = chain.base.as_ref().map_or(0, |b| blocks_for(b.size)).min(reach.0);
     match &chain.base_path {
         Some(path) if rest.start.0 < base_end => {
             rest.end = rest.end.min(VBlock(base_end));
-            Ok((rest.clone(), Piece::Data(path, rest.start.pos())))
+            let start = rest.start.pos();
+            Ok((rest, Piece::Data(path, start), layers))
         }
-        _ => Ok((rest, Piece::Hole)),
+        _ => Ok((rest, Piece::Hole, layers)),
     }
 }
 
@@ -185,6 +251,7 @@ struct Joiner<'a, F> {
 impl<'a, F: FnMut(MapRun<'a>) -> ControlFlow<()>> Joiner<'a, F> {
     fn push(&mut self, piece: Range<VBlock>, place: Piece<'a>) -> ControlFlow<()> {
         if let Some((range, last)) = &mut self.last
+            && range.end == piece.start
             && follows(range, *last, place)
         {
             range.end = piece.end;

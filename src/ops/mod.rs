@@ -16,7 +16,7 @@ pub use check::{CheckOptions, CheckReport, Code, Finding, Findings, Severity, St
 pub use create::{BaseFormat, CreateOptions, create};
 pub use fork::{fork, unchanged_since, unused_snapshot_name};
 pub use info::{LayerInfo, info, info_chain};
-pub use map::{MapRun, RunState, map};
+pub use map::{MapRun, RunState, map, map_since};
 pub use rollback::{Present, RolledBack, rollback};
 pub use snapshot::{LiveCut, OfflineSnapshot, Snapshot, snapshot};
 pub use walk::{Chain, Link, find_snapshot, locate, read_superblock, walk};

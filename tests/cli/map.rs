@@ -1,6 +1,8 @@
 //! `map`
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use serde_json::Value;
 use tempfile::tempdir;
@@ -11,8 +13,12 @@ use crate::run::{keys, run};
 /// Start, length (in blocks), state, file name, and the byte that fills the run.
 type Run = (u64, u64, String, Option<String>, Option<u8>);
 
-fn runs(dir: &std::path::Path, image: &str) -> Vec<Run> {
-    let map = run(dir, ["map", "--json", image]).json();
+fn runs(dir: &Path, image: &str) -> Vec<Run> {
+    listed(dir, &["map", "--json", image])
+}
+
+fn listed(dir: &Path, args: &[&str]) -> Vec<Run> {
+    let map = run(dir, args).json();
     assert_eq!(keys(&map), ["runs"]);
     let one = |run: &Value| {
         assert_eq!(keys(run), ["layer", "length", "offset", "start", "state"]);
@@ -90,4 +96,69 @@ fn a_large_empty_disk_is_one_run_at_once() {
     let expected = [hole(0, 1 << 39), data(1 << 39, 1, "vm.cow", 5), hole((1 << 39) + 1, (1 << 39) - 1)];
     assert_eq!(runs(dir.path(), "vm.cow"), expected);
     make(dir.path(), "a.cow");
+}
+
+/// The blocks in the runs changed since `name`.
+fn changed(dir: &Path, image: &str, name: &str) -> BTreeSet<u64> {
+    let runs = listed(dir, &["map", "--json", image, "--since", name]);
+    runs.iter().flat_map(|(start, length, ..)| *start..start + length).collect()
+}
+
+#[test]
+fn what_was_changed_since_a_snapshot_is_exact() {
+    let dir = tempdir().unwrap();
+    fs::write(dir.path().join("base.raw"), vec![9; 40 * 4096]).unwrap();
+    run(dir.path(), ["create", "vm.cow", "--base", "base.raw", "--base-format", "raw", "--size", "1M"]).ok();
+    let head = dir.path().join("vm.cow");
+    // Blocks, by the snapshot before which they were changed; the last ones are in the journal only.
+    let rounds: [&[(u64, u64, bool)]; 4] = [
+        &[(0, 4, true), (50, 10, true)],
+        &[(2, 5, true), (52, 2, false), (200, 1, true)],
+        &[],
+        &[(0, 1, false), (6, 3, true), (255, 1, true)],
+    ];
+    let blocks = |round: usize| rounds[round].iter().flat_map(|(first, n, _)| *first..first + n);
+    for (round, changes) in rounds.iter().enumerate() {
+        let one = |&(first, n, write): &(u64, u64, bool)| match write {
+            true => Change::Write(first, n, round as u8 + 1),
+            false => Change::Discard(first, n),
+        };
+        let changes: Vec<_> = changes.iter().map(one).collect();
+        change(&head, &changes, if round == 3 { End::Killed } else { End::Closed });
+        if round < 3 {
+            run(dir.path(), ["snapshot", &format!("vm.cow@s{round}")]).ok();
+        }
+    }
+    for since in 0..3 {
+        let expected: BTreeSet<u64> = (since + 1..4).flat_map(blocks).collect();
+        assert_eq!(changed(dir.path(), "vm.cow", &format!("s{since}")), expected, "since s{since}");
+    }
+    assert_eq!(changed(dir.path(), "vm@s2.cow", "s0"), blocks(1).collect());
+    assert_eq!(changed(dir.path(), "vm.cow@s1", "s1"), BTreeSet::new());
+    // Seen from the past the same differs; and after a rollback, on both sides of the fork in the road.
+    run(dir.path(), ["rollback", "vm.cow@s0"]).ok();
+    change(&head, &[Change::Write(100, 2, 7)], End::Closed);
+    let both: BTreeSet<u64> = (1..4).flat_map(blocks).chain(100..102).collect();
+    assert_eq!(changed(dir.path(), "vm.cow", "rollback-1"), both);
+    assert_eq!(changed(dir.path(), "vm.cow", "s0"), (100..102).collect());
+}
+
+#[test]
+fn what_a_disk_grew_by_has_changed() {
+    let dir = tempdir().unwrap();
+    let head = make(dir.path(), "vm.cow");
+    change(&head, &[Change::Write(3, 1, 1)], End::Closed);
+    run(dir.path(), ["snapshot", "vm.cow@s1"]).ok();
+    run(dir.path(), ["fork", "vm.cow@s1", "large.cow", "--size", "2M"]).ok();
+    change(&dir.path().join("large.cow"), &[Change::Write(300, 1, 2)], End::Closed);
+    let expected = [hole(256, 44), data(300, 1, "large.cow", 2), hole(301, 211)];
+    assert_eq!(listed(dir.path(), &["map", "--json", "large.cow", "--since", "s1"]), expected);
+}
+
+#[test]
+fn what_has_nothing_in_common_cannot_be_compared() {
+    let dir = tempdir().unwrap();
+    make(dir.path(), "vm.cow");
+    run(dir.path(), ["map", "vm.cow", "--since", "none"]).fails(1, "it has no snapshot \"none\"");
+    run(dir.path(), ["map", "vm.cow", "--since", "a/b"]).fails(1, "snapshot name \"a/b\"");
 }
