@@ -6,6 +6,7 @@ mod create;
 mod engine;
 mod fork;
 mod info;
+mod list;
 mod map;
 mod output;
 mod rollback;
@@ -57,6 +58,7 @@ enum Command {
     Stop(stop::Args),
     Status(status::Args),
     Info(info::Args),
+    List(list::Args),
     Map(map::Args),
     Snapshot(snapshot::Args),
     Rollback(rollback::Args),
@@ -82,6 +84,7 @@ fn run(command: Command, out: &Output) -> Result<u8> {
         Command::Stop(args) => stop::run(args, out),
         Command::Status(args) => status::run(args, out),
         Command::Info(args) => info::run(args, out),
+        Command::List(args) => list::run(args, out),
         Command::Map(args) => map::run(args, out),
         Command::Snapshot(args) => snapshot::run(args, out),
         Command::Rollback(args) => rollback::run(args, out),

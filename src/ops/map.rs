@@ -118,6 +118,35 @@ pub async fn map_since<'a, S: Storage>(
     Ok(())
 }
 
+/// Bytes of data in the layer below layer `index` of the chain that this one hides: it maps them itself, or ends before
+/// them.
+///
+/// # Errors
+/// As [`map`].
+pub(super) async fn hidden<S: Storage>(chain: &Chain<S>, index: usize) -> Result<u64> {
+    let end = |layer: &ChainLayer<S::File>| VBlock(blocks_for(layer.size));
+    let (upper, lower) = (&chain.layers[index], &chain.layers[index + 1]);
+    let (stop, all) = (end(upper), end(lower));
+    let mut top: Cursor<'_, S> = Cursor::new(upper, stop);
+    let mut below: Cursor<'_, S> = Cursor::new(lower, all);
+    let (mut next, mut blocks) = (VBlock(0), 0);
+    while next < all {
+        let (mut until, place) = below.at(next).await?;
+        until = until.min(all);
+        if let Some(Place::Data(_)) = place {
+            let (covered_until, cover) = top.at(next).await?;
+            if next < stop {
+                until = until.min(covered_until).min(stop);
+            }
+            if next >= stop || cover.is_some() {
+                blocks += until.0 - next.0;
+            }
+        }
+        next = until;
+    }
+    Ok(blocks * BLOCK)
+}
+
 /// How many layers each of the two chains has above those that both have.
 fn apart<S: Storage>(chain: &Chain<S>, since: &Chain<S>) -> Result<(usize, usize)> {
     let ids: HashMap<LayerId, usize> = (0..).zip(&since.layers).map(|(i, l)| (l.sb.layer, i)).collect();

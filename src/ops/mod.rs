@@ -5,6 +5,7 @@ mod check;
 mod create;
 mod fork;
 mod info;
+mod list;
 mod map;
 pub mod process;
 mod rollback;
@@ -16,6 +17,7 @@ pub use check::{CheckOptions, CheckReport, Code, Finding, Findings, Severity, St
 pub use create::{BaseFormat, CreateOptions, create};
 pub use fork::{fork, unchanged_since, unused_snapshot_name};
 pub use info::{LayerInfo, info, info_chain};
+pub use list::{Disk, Listing, SnapshotEntry, list};
 pub use map::{MapRun, RunState, map, map_since};
 pub use rollback::{Present, RolledBack, rollback};
 pub use snapshot::{LiveCut, OfflineSnapshot, Snapshot, snapshot};

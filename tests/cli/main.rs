@@ -8,6 +8,7 @@ mod fork;
 #[expect(dead_code, reason = "shared with the tests of hostile images")]
 mod image;
 mod info;
+mod list;
 mod map;
 mod places;
 mod rollback;
