@@ -193,6 +193,12 @@ impl<K: Driver> Control<K> {
         Ok(())
     }
 
+    /// UPDATE_SIZE, of a device that has it (6.16): its users see a disk of `sectors` sectors from now on.
+    pub(super) fn update_size(&mut self, id: u32, sectors: u64) -> Result<()> {
+        self.run(&Call { data: sectors, ..Call::new(admin::UPDATE_SIZE, id) })?;
+        Ok(())
+    }
+
     /// QUIESCE_DEV: the driver keeps new requests and takes idle tags away. EBUSY if a queue had no idle tag.
     pub(super) fn quiesce(&mut self, id: u32) -> Result<()> {
         let data = u64::try_from(bounds::QUIESCE.as_millis()).unwrap_or(u64::MAX);

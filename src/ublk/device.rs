@@ -19,6 +19,7 @@ use super::stats::Stats;
 use super::uapi::{CtrlDevInfo, MAX_IO_BYTES, MAX_NR_QUEUES, MAX_QUEUE_DEPTH, NO_DEVICE, flag};
 use super::{bounds, node, params};
 use crate::device::Disk;
+use crate::units::SECTOR;
 use crate::{Error, Kind, Result};
 
 /// Memory for the tags of one device, at most.
@@ -249,6 +250,32 @@ impl<K: Driver> Device<K> {
     /// True when no queue is served any more: somebody else stopped the device.
     pub fn ended(&self) -> bool {
         self.threads.iter().all(QueueThread::is_finished)
+    }
+
+    /// Tells the users of the disk that it has `bytes` bytes now.
+    ///
+    /// # Errors
+    /// `Unsupported` before Linux 6.16: the device keeps its size.
+    pub fn update_size(&self, bytes: u64) -> Result<()> {
+        if !self.features().has(flag::UPDATE_SIZE) {
+            let message = "this ublk driver cannot tell its users of another size";
+            return Err(Error::new(Kind::Unsupported, message).at(&self.node));
+        }
+        self.control.lock().update_size(self.info.dev_id, bytes / SECTOR)
+    }
+
+    /// Refuses with [`Kind::InUse`] if a disk that loses its end would surprise somebody: while the device is open, and
+    /// where those who open it later could not be told.
+    pub fn may_shrink(&self) -> Result<()> {
+        let id = self.info.dev_id;
+        if self.driver.is_claimed(id) || !self.driver.openers(id).is_empty() {
+            return Err(in_use(&self.driver, id));
+        }
+        if !self.features().has(flag::UPDATE_SIZE) {
+            let message = "this ublk driver cannot tell its users of another size: stop the device first";
+            return Err(Error::new(Kind::InUse, message).at(&self.node));
+        }
+        Ok(())
     }
 
     /// Removes the device. Refuses with [`Kind::InUse`], and goes on serving, while somebody has it open, unless

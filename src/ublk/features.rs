@@ -36,6 +36,7 @@ const WANTED: Features = Features(
         | flag::USER_RECOVERY
         | flag::USER_RECOVERY_REISSUE
         | flag::CMD_IOCTL_ENCODE
+        | flag::UPDATE_SIZE
         | flag::QUIESCE
         | flag::SAFE_STOP_DEV
         | flag::NO_AUTO_PART_SCAN,

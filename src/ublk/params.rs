@@ -83,12 +83,13 @@ pub(super) fn check_read_back(sent: &Params, given: &Params) -> Result<()> {
     Ok(())
 }
 
-/// Checks that a waiting device is the disk `geometry`: its users must not see another size or sector size.
+/// Checks that a waiting device is the disk `geometry`: its users must not see another sector size, and not lose the end
+/// of their disk. Of a disk that has grown meanwhile they go on seeing what they know.
 pub(super) fn check_same_disk(device: &Params, geometry: &Geometry) -> Result<()> {
     let size = device.basic.dev_sectors.saturating_mul(SECTOR);
     let sector_size = 1u64 << device.basic.logical_bs_shift.min(63);
     let read_only = device.basic.attrs & attr::READ_ONLY != 0;
-    let differs = if size != geometry.size {
+    let differs = if size > geometry.size {
         format!("it has {size} bytes and the disk {}", geometry.size)
     } else if sector_size != u64::from(geometry.sector_size) {
         format!("it has sectors of {sector_size} bytes and the disk of {}", geometry.sector_size)
@@ -158,11 +159,13 @@ mod tests {
     }
 
     #[test]
-    fn a_device_of_another_size_is_not_taken_up() {
+    fn a_device_that_is_larger_than_the_disk_is_not_taken_up() {
         let device = build(&DISK, 128 << 10).unwrap();
         check_same_disk(&device, &DISK).unwrap();
-        let e = check_same_disk(&device, &Geometry { size: 2 << 30, ..DISK }).unwrap_err();
+        let e = check_same_disk(&device, &Geometry { size: 1 << 29, ..DISK }).unwrap_err();
         assert!(e.to_string().contains("1073741824 bytes"), "{e}");
+        // It was resized while it waited: its users keep what they have.
+        check_same_disk(&device, &Geometry { size: 2 << 30, ..DISK }).unwrap();
         assert!(check_same_disk(&device, &Geometry { sector_size: 4096, ..DISK }).is_err());
         assert!(check_same_disk(&device, &Geometry { read_only: true, ..DISK }).is_err());
     }

@@ -137,12 +137,37 @@ fn what_is_negotiated_is_what_the_driver_has() {
             (flag::USER_RECOVERY | flag::USER_RECOVERY_REISSUE, "recovery"),
             (flag::CMD_IOCTL_ENCODE, "encoding"),
             (flag::QUIESCE, "quiesce"),
+            (flag::UPDATE_SIZE, "another size"),
             (flag::SAFE_STOP_DEV, "safe stop"),
             (flag::URING_CMD_COMP_IN_TASK, "completion in task context"),
         ] {
             assert_eq!(features.has(bit), profile.features() & bit == bit, "{profile:?}: {name}");
         }
         assert!(!features.has(flag::NEED_GET_DATA) && !features.has(flag::SUPPORT_ZERO_COPY));
+    }
+}
+
+#[test]
+fn users_are_told_of_another_size_where_the_driver_can() {
+    for profile in profiles() {
+        let machine = Machine::new(profile, 11);
+        let can = profile.features() & flag::UPDATE_SIZE != 0;
+        served(&machine, &Ram::new(SIZE, 11), &options(), |_, device| {
+            // Nobody has it open.
+            let shrinks = device.may_shrink();
+            assert_eq!(shrinks.as_ref().map_err(|e| e.kind()), if can { Ok(&()) } else { Err(Kind::InUse) });
+            let block = machine.open(0).unwrap();
+            assert_eq!(device.may_shrink().unwrap_err().kind(), Kind::InUse);
+            for size in [2 * SIZE, SIZE / 2] {
+                let told = device.update_size(size).map_err(|e| e.kind());
+                assert_eq!(told, if can { Ok(()) } else { Err(Kind::Unsupported) });
+                let seen = machine.params(0).unwrap().basic.dev_sectors * 512;
+                assert_eq!(seen, if can { size } else { SIZE });
+            }
+            drop(block);
+        });
+        let sent = machine.sent(admin::UPDATE_SIZE);
+        assert_eq!(sent.0 + sent.1, if can { 2 } else { 0 }, "{profile:?}");
     }
 }
 
