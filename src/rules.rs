@@ -65,11 +65,21 @@ pub enum Rule {
     Hold,
     /// Snapshot: the block locks survive the switch.
     LocksSurvive,
+    /// Resize: its record zeroes everything behind the smaller one of both ends.
+    ZeroBehind,
+    /// Resize: the rest of the block that holds that end is zeroed by the same record.
+    ZeroRest,
+    /// Resize: who has waited for a block lock looks again whether the disk is still so large.
+    LookAgain,
+    /// Resize: it is durable before it is acknowledged.
+    DurableResize,
+    /// K: a superblock's size is that of its cut.
+    SizeOfCut,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 29] = [
+    pub const ALL: [Rule; 34] = [
         Rule::Reserve,
         Rule::Numbers,
         Rule::Locks,
@@ -99,6 +109,11 @@ impl Rule {
         Rule::DirectorySync,
         Rule::Hold,
         Rule::LocksSurvive,
+        Rule::ZeroBehind,
+        Rule::ZeroRest,
+        Rule::LookAgain,
+        Rule::DurableResize,
+        Rule::SizeOfCut,
     ];
 }
 

@@ -23,7 +23,7 @@ pub struct ChainLayer<F> {
     pub reader: Arc<LayerReader<F>>,
     /// Its superblock when it was opened, or became what it is.
     pub sb: Superblock,
-    /// Size of the disk that it holds, in bytes.
+    /// Size of the disk that it holds, in bytes; of the head also before its superblock says so.
     pub size: u64,
     /// What its journal holds on top of its tree, if it is open read-only and was not closed.
     pub pending: Option<PendingMap>,
@@ -90,10 +90,10 @@ impl<S: Storage> Chain<S> {
 
     /// What a frontend announces.
     pub fn geometry(&self) -> Geometry {
-        let sb = &self.top().sb;
+        let top = self.top();
         Geometry {
-            size: sb.virtual_size,
-            sector_size: sb.sector_size,
+            size: top.size,
+            sector_size: top.sb.sector_size,
             read_only: self.head.is_none(),
             block_size: BLOCK_SIZE as u32,
         }

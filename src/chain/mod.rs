@@ -10,6 +10,7 @@ mod names;
 mod open;
 mod queue;
 mod read;
+mod resize;
 mod resolve;
 mod switch;
 mod write;

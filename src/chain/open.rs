@@ -122,7 +122,7 @@ pub async fn open_over<S: Storage>(
 }
 
 fn chain_layer<F>(opened: Opened<F>) -> ChainLayer<F> {
-    let size = opened.sb.virtual_size;
+    let size = opened.pending.size().unwrap_or(opened.sb.virtual_size);
     let pending = (opened.recovery.applied > 0).then_some(opened.pending);
     ChainLayer { reader: opened.reader, sb: opened.sb, size, pending }
 }

@@ -102,7 +102,7 @@ impl<S: Storage> ImageQueue<S> {
     }
 
     /// Writes the batch to the head; if a snapshot is taken meanwhile, to the one that has its place then.
-    async fn write_batch(&self, batch: &mut Batch) -> Result<Stamp> {
+    pub(super) async fn write_batch(&self, batch: &mut Batch) -> Result<Stamp> {
         loop {
             let here = self.here();
             let head = here.writable()?;

@@ -38,7 +38,7 @@ pub(super) struct State<S: Storage> {
 enum Seal<S: Storage> {
     /// All layers below the head are sealed.
     Done,
-    /// A snapshot is under way.
+    /// A snapshot or a resize is under way.
     Taking,
     /// The last head is to be sealed.
     Wanted(Arc<Job<S>>),
@@ -118,6 +118,16 @@ impl<S: Storage> Image<S> {
     /// Why it cannot be; it is tried again with every [`Image::tick`].
     pub async fn sealed(&self) -> Result<()> {
         self.snapshots.when_sealed(|_| ()).await
+    }
+
+    /// Keeps snapshots from beginning until the result is dropped; waits for one that is under way, and for its seal.
+    ///
+    /// # Errors
+    /// The image is open read-only; the last snapshot cannot be sealed.
+    pub(super) async fn without_snapshots(&self) -> Result<NoSnapshots<'_, S>> {
+        self.chain().writable()?;
+        self.snapshots.when_sealed(|seal| *seal = Seal::Taking).await?;
+        Ok(NoSnapshots(&self.snapshots))
     }
 
     /// Begins a live snapshot: the only one, and after the last one is sealed (one unsealed parent at most).
@@ -245,7 +255,21 @@ fn open_anew<S: Storage>(storage: &S, path: &Path, own: &S::File) -> Option<S::F
     (same && file.try_lock(Lock::Shared).ok()?).then_some(file)
 }
 
+/// As long as it lives, the head stays the head.
+pub(super) struct NoSnapshots<'a, S: Storage>(&'a State<S>);
+
+impl<S: Storage> Drop for NoSnapshots<'_, S> {
+    fn drop(&mut self) {
+        self.0.seal.update(|seal| *seal = Seal::Done);
+    }
+}
+
 impl<S: Storage> LiveSnapshot<'_, S> {
+    /// The size of the disk in bytes. It stays until the switch.
+    pub fn size(&self) -> u64 {
+        self.chain.geometry().size
+    }
+
     /// Opens the empty layer `temporary` as a head that can take the place of the one there is. `path`: the name that it
     /// will have by then.
     ///

@@ -39,6 +39,11 @@ impl<S: Storage> ImageQueue<S> {
         Ok(())
     }
 
+    /// With the locks of W3, or behind a read: a resize, which has its blocks alone, may have come meanwhile.
+    fn look_again(&self, pos: u64, len: u64) -> Result<()> {
+        if rules::holds(Rule::LookAgain) { self.check_range(pos, len) } else { Ok(()) }
+    }
+
     /// The whole blocks around a range of bytes.
     fn blocks_around(pos: u64, len: u64) -> Range<VBlock> {
         VBlock::holding(pos)..VBlock(blocks_for(pos + len))
@@ -50,6 +55,13 @@ impl<S: Storage> ImageQueue<S> {
         if len == 0 {
             return Ok(());
         }
+        self.read_range(pos, buf).await?;
+        // What was behind the end of a disk that has shrunk meanwhile is nothing that it ever showed.
+        self.look_again(pos, len)
+    }
+
+    async fn read_range(&self, pos: u64, buf: &IoBuf) -> Result<()> {
+        let len = buf.len() as u64;
         if block_aligned(pos, len) {
             return self.read_blocks(VBlock::holding(pos), buf).await;
         }
@@ -84,6 +96,7 @@ impl<S: Storage> ImageQueue<S> {
             return self.write_unaligned(pos, buf, blocks).await;
         }
         let _shared = self.image.locks().lock(blocks.clone(), false).await;
+        self.look_again(pos, len)?;
         if (buf.as_ptr() as usize).is_multiple_of(BUF_ALIGN) {
             return self.submit(WriteItem::Data(blocks.start, buf)).await;
         }
@@ -95,6 +108,7 @@ impl<S: Storage> ImageQueue<S> {
     /// Reads the old bytes of the first and last block, and writes whole blocks; alone on them (W3).
     async fn write_unaligned(&self, pos: u64, buf: IoBuf, blocks: Range<VBlock>) -> Result<Stamp> {
         let _alone = self.image.locks().lock(blocks.clone(), rules::holds(Rule::Locks)).await;
+        self.look_again(pos, buf.len() as u64)?;
         let count = (blocks.end.0 - blocks.start.0) as usize;
         let bounce = self.bounce(count * BLOCK_SIZE);
         let skip = (pos - blocks.start.pos()) as usize;
@@ -114,30 +128,36 @@ impl<S: Storage> ImageQueue<S> {
     async fn do_discard(&self, pos: u64, len: u64) -> Result<Stamp> {
         self.check_range(pos, len)?;
         let mut newest = self.nothing_written()?;
-        // Behind the disk's end there is nothing: its last block counts as whole.
-        let end = if pos + len == self.here().geometry().size {
-            (pos + len).next_multiple_of(BLOCK)
-        } else {
-            pos + len
-        };
+        let end = pos + len;
         let (first, last) = (pos.next_multiple_of(BLOCK), end / BLOCK * BLOCK);
-        if first >= last {
-            return if len == 0 { Ok(newest) } else { self.zero_bytes(pos, len).await };
-        }
         if pos < first {
-            newest = newest.max(self.zero_bytes(pos, first - pos).await?);
+            newest = newest.max(self.zero_bytes(pos, first.min(end) - pos).await?);
         }
         let mut next = VBlock::holding(first);
         while next < VBlock::holding(last) {
             let blocks = (VBlock::holding(last).0 - next.0).min(ZERO_BLOCKS);
             let _shared = self.image.locks().lock(next..next.plus(blocks), false).await;
+            self.look_again(pos, len)?;
             newest = newest.max(self.submit(WriteItem::Zero(next, blocks as u32)).await?);
             next = next.plus(blocks);
         }
-        if last < pos + len {
-            newest = newest.max(self.zero_bytes(last, pos + len - last).await?);
+        if first <= last && last < end {
+            newest = newest.max(self.discard_begin(last, end).await?);
         }
         Ok(newest)
+    }
+
+    /// Discards from the beginning of a block to `end` within it. Behind the disk's end there is nothing: there the block
+    /// counts as whole.
+    async fn discard_begin(&self, pos: u64, end: u64) -> Result<Stamp> {
+        let block = VBlock::holding(pos);
+        let shared = self.image.locks().lock(block..block.plus(1), false).await;
+        // The size stays as long as the disk's last block is locked.
+        if self.here().geometry().size == end {
+            return self.submit(WriteItem::Zero(block, 1)).await;
+        }
+        drop(shared);
+        self.zero_bytes(pos, end - pos).await
     }
 
     /// Writes zeros as data.

@@ -20,7 +20,7 @@ pub use node::{
 };
 pub use record::{
     JOURNAL_HEADER_BYTES, JournalBlock, RECORD_CRC_BYTES, RECORD_EXTENT_BYTES, RECORD_FIXED_BYTES,
-    RECORD_UNSETTLED_BYTES, Record, RecordExtent, RecordRef, Salt, decode_records, encode_record,
+    RECORD_UNSETTLED_BYTES, Record, RecordExtent, RecordRef, Resize, Salt, decode_records, encode_record,
 };
 pub use superblock::{
     Area, ChecksumKind, FEATURES_COMPAT, FEATURES_INCOMPAT, FEATURES_RO_COMPAT, ForeignFormat, Holder,

@@ -4,13 +4,14 @@
 //! rewritten with more records behind the old bytes, and whatever part of that reaches the disk, the old records
 //! stay readable. Each record delimits and verifies itself.
 
+use serde::ser::SerializeSeq;
 use serde::{Deserialize, Serialize};
 
 use super::header::{HEADER_BYTES, Header, Magic};
-use super::{LayerId, PackedPlace, Place, codec, in_file};
+use super::{KIND_SHIFT, LayerId, PackedPlace, Place, codec, in_file};
 use crate::error::Result;
 use crate::limits;
-use crate::units::{BLOCK_SIZE, PBlock, Seq, VBlock};
+use crate::units::{BLOCK_SIZE, PBlock, SECTOR, Seq, VBlock, blocks_for};
 
 /// Bytes in front of the first record.
 pub const JOURNAL_HEADER_BYTES: usize = HEADER_BYTES + 8;
@@ -87,11 +88,45 @@ pub struct RecordExtent {
     pub blocks: u32,
 }
 
+/// Another size of the disk, as the last element of a record's list of extents.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Resize {
+    /// Size of the disk in bytes from this record on.
+    pub size: u64,
+    /// Everything from this block on reads as zeros.
+    pub zero_from: VBlock,
+}
+
+/// An element of a record's list: an extent, or a resize (kind 2, without blocks).
 #[derive(Clone, Copy, Serialize, Deserialize)]
 struct StoredExtent {
     vblock: VBlock,
     place: PackedPlace,
     blocks: u32,
+}
+
+const KIND_SIZE: u64 = 2;
+
+impl StoredExtent {
+    fn extent(e: &RecordExtent) -> StoredExtent {
+        StoredExtent { vblock: e.vblock, place: PackedPlace::pack(e.place), blocks: e.blocks }
+    }
+
+    fn resize(r: Resize) -> StoredExtent {
+        let place = PackedPlace(KIND_SIZE << KIND_SHIFT | r.size);
+        StoredExtent { vblock: r.zero_from, place, blocks: 0 }
+    }
+
+    /// `None`: it is none, or one that cannot be.
+    fn as_resize(&self) -> Option<Resize> {
+        let size = self.place.0 & ((1 << KIND_SHIFT) - 1);
+        let good = self.place.0 >> KIND_SHIFT == KIND_SIZE
+            && self.blocks == 0
+            && (limits::MIN_DISK_BYTES..=limits::MAX_DISK_BYTES).contains(&size)
+            && size.is_multiple_of(SECTOR)
+            && (1..=blocks_for(size)).contains(&self.vblock.0);
+        good.then_some(Resize { size, zero_from: self.vblock })
+    }
 }
 
 /// A record to be written; borrows, so that forming one allocates nothing.
@@ -107,6 +142,8 @@ pub struct RecordRef<'a> {
     pub extents: &'a [RecordExtent],
     /// One checksum per block of its data extents, in their order.
     pub crcs: &'a [u32],
+    /// The size that the disk has from now on, if it changes; it applies behind the extents.
+    pub resize: Option<Resize>,
 }
 
 /// A record read back.
@@ -122,17 +159,29 @@ pub struct Record {
     pub extents: Vec<RecordExtent>,
     /// As in [`RecordRef`].
     pub crcs: Vec<u32>,
+    /// As in [`RecordRef`].
+    pub resize: Option<Resize>,
 }
 
-impl Serialize for RecordExtent {
+/// The extents, and behind them the resize.
+struct Elements<'a>(&'a [RecordExtent], Option<Resize>);
+
+impl Serialize for Elements<'_> {
     fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
-        StoredExtent { vblock: self.vblock, place: PackedPlace::pack(self.place), blocks: self.blocks }
-            .serialize(s)
+        let Elements(extents, resize) = self;
+        let mut list = s.serialize_seq(Some(extents.len() + usize::from(resize.is_some())))?;
+        for extent in *extents {
+            list.serialize_element(&StoredExtent::extent(extent))?;
+        }
+        if let Some(resize) = *resize {
+            list.serialize_element(&StoredExtent::resize(resize))?;
+        }
+        list.end()
     }
 }
 
 #[derive(Serialize)]
-struct BodyRef<'a>(Seq, Seq, &'a [u32], &'a [RecordExtent], &'a [u32]);
+struct BodyRef<'a>(Seq, Seq, &'a [u32], Elements<'a>, &'a [u32]);
 
 #[derive(Deserialize)]
 struct Body(Seq, Seq, Vec<u32>, Vec<StoredExtent>, Vec<u32>);
@@ -142,7 +191,7 @@ impl RecordRef<'_> {
     pub fn encoded_len(&self) -> usize {
         RECORD_FIXED_BYTES
             + self.unsettled.len() * RECORD_UNSETTLED_BYTES
-            + self.extents.len() * RECORD_EXTENT_BYTES
+            + (self.extents.len() + usize::from(self.resize.is_some())) * RECORD_EXTENT_BYTES
             + self.crcs.len() * RECORD_CRC_BYTES
     }
 }
@@ -151,7 +200,8 @@ impl RecordRef<'_> {
 pub fn encode_record(record: &RecordRef<'_>, salt: Salt, out: &mut [u8]) -> Option<usize> {
     let len = record.encoded_len();
     let out = out.get_mut(..len)?;
-    let body = BodyRef(record.seq, record.durable, record.unsettled, record.extents, record.crcs);
+    let elements = Elements(record.extents, record.resize);
+    let body = BodyRef(record.seq, record.durable, record.unsettled, elements, record.crcs);
     let used = codec::encode(&body, &mut out[8..])?;
     debug_assert_eq!(used + 8, len);
     let crc = salt.checksum(&out[8..]);
@@ -178,7 +228,11 @@ fn decode_one(bytes: &[u8], salt: Salt) -> Option<(Record, usize)> {
     if salt.checksum(body) != crc {
         return None;
     }
-    let Body(seq, durable, unsettled, stored, crcs) = codec::decode(body, "journal record").ok()?;
+    let Body(seq, durable, unsettled, mut stored, crcs) = codec::decode(body, "journal record").ok()?;
+    let resize = stored.last().and_then(StoredExtent::as_resize);
+    if resize.is_some() {
+        stored.pop();
+    }
     let mut extents = Vec::with_capacity(stored.len());
     let mut data_blocks = 0u64;
     for e in &stored {
@@ -205,5 +259,5 @@ fn decode_one(bytes: &[u8], salt: Salt) -> Option<(Record, usize)> {
     {
         return None;
     }
-    Some((Record { seq, durable, unsettled, extents, crcs }, len))
+    Some((Record { seq, durable, unsettled, extents, crcs, resize }, len))
 }

@@ -6,7 +6,7 @@
 //! fresh block. So at depth 1 dozens of records share a block, and no flushed byte is ever rewritten.
 
 use super::state::{Gate, Journal, NotFormed, State};
-use crate::format::{JOURNAL_HEADER_BYTES, JournalBlock, RecordExtent, RecordRef, encode_record};
+use crate::format::{JOURNAL_HEADER_BYTES, JournalBlock, RecordExtent, RecordRef, Resize, encode_record};
 use crate::limits::MAX_UNSETTLED;
 use crate::map::Slot;
 use crate::rules::{self, Rule};
@@ -37,6 +37,24 @@ pub struct Lanes {
     lanes: Vec<Lane>,
     generation: u64,
     unsettled: Vec<u32>,
+}
+
+/// What a record is to say.
+#[derive(Clone, Copy, Debug)]
+pub struct Content<'a> {
+    /// What it maps.
+    pub extents: &'a [RecordExtent],
+    /// One checksum per block of its data extents, in their order.
+    pub crcs: &'a [u32],
+    /// The size that the disk has from now on, if it changes.
+    pub resize: Option<Resize>,
+}
+
+impl<'a> Content<'a> {
+    /// Extents alone.
+    pub fn new(extents: &'a [RecordExtent], crcs: &'a [u32]) -> Content<'a> {
+        Content { extents, crcs, resize: None }
+    }
 }
 
 /// A record with a number: it must now be written, or the layer poisoned (W1).
@@ -88,12 +106,11 @@ impl<F: File> Journal<F> {
     pub fn form(
         &self,
         lanes: &mut Lanes,
-        extents: &[RecordExtent],
-        crcs: &[u32],
+        content: Content<'_>,
         mut vecs: IoVecs,
     ) -> Result<Formed, (NotFormed, IoVecs)> {
         vecs.clear();
-        let reserved = self.state.with(|s| lanes.reserve(s, extents, crcs));
+        let reserved = self.state.with(|s| lanes.reserve(s, content));
         let Reserved { seq, slot, durable, lane, address, fresh, generation, rewrite_phase, pressure } =
             match reserved {
                 Ok(reserved) => reserved,
@@ -109,7 +126,8 @@ impl<F: File> Journal<F> {
             header.encode(address, &mut at.block);
             at.buf.copy_from(0, &at.block[..JOURNAL_HEADER_BYTES]);
         }
-        let record = RecordRef { seq, durable, unsettled, extents, crcs };
+        let Content { extents, crcs, resize } = content;
+        let record = RecordRef { seq, durable, unsettled, extents, crcs, resize };
         let used = encode_record(&record, self.salt, &mut at.block[at.used..]);
         let used = used.expect("the room was checked");
         at.buf.copy_from(at.used, &at.block[at.used..at.used + used]);
@@ -156,12 +174,7 @@ impl Lanes {
         Lanes::default()
     }
 
-    fn reserve(
-        &mut self,
-        s: &mut State,
-        extents: &[RecordExtent],
-        crcs: &[u32],
-    ) -> Result<Reserved, NotFormed> {
+    fn reserve(&mut self, s: &mut State, content: Content<'_>) -> Result<Reserved, NotFormed> {
         // A head that is sealed takes no more records, and has moved before that.
         if s.gate == Gate::Moved {
             return Err(NotFormed::Moved);
@@ -178,8 +191,9 @@ impl Lanes {
         let seq = s.next;
         self.unsettled.clear();
         self.unsettled.extend(s.unsettled.iter().rev().map(|u| (seq.0 - u.0) as u32));
-        let empty = RecordRef { seq, durable: s.durable, unsettled: &self.unsettled, extents, crcs };
-        let len = empty.encoded_len();
+        let Content { extents, crcs, resize } = content;
+        let record = RecordRef { seq, durable: s.durable, unsettled: &self.unsettled, extents, crcs, resize };
+        let len = record.encoded_len();
         if self.generation != s.lane_generation {
             self.generation = s.lane_generation;
             self.lanes.iter_mut().for_each(|l| l.closed = true);

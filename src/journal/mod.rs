@@ -10,7 +10,7 @@ mod replay;
 mod state;
 
 pub use commit::SyncFailed;
-pub use lanes::{Formed, Lanes};
+pub use lanes::{Content, Formed, Lanes};
 pub use replay::{LeftOut, Replay, Scan, replay, scan};
 pub use state::{Freeze, Journal, JournalStart, JournalStats, NotFormed};
 

@@ -80,6 +80,10 @@ fn scan_block(
         return Ok(());
     }
     for record in decode_records(block, salt) {
+        if let Some(resize) = record.resize.filter(|r| !r.size.is_multiple_of(u64::from(sb.sector_size))) {
+            let text = format!("journal: record {} makes the disk {} bytes", record.seq.0, resize.size);
+            return Err(Error::corrupt(text).offset(at.pos()));
+        }
         found.durable = found.durable.max(record.durable);
         for extent in &record.extents {
             if let Place::Data(p) = extent.place {

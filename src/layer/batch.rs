@@ -8,8 +8,8 @@ use smallvec::SmallVec;
 use super::checkpoint::Flying;
 use super::head::Head;
 use crate::error::{Error, Kind, Result};
-use crate::format::{Place, RECORD_CRC_BYTES, RECORD_EXTENT_BYTES, RecordExtent};
-use crate::journal::{Formed, Lanes, NotFormed};
+use crate::format::{Place, RECORD_CRC_BYTES, RECORD_EXTENT_BYTES, RecordExtent, Resize};
+use crate::journal::{Content, Formed, Lanes, NotFormed};
 use crate::limits::{MAX_BATCH_BLOCKS, MAX_BATCH_REQUESTS, MAX_RECORD_BYTES};
 use crate::map::Freed;
 use crate::rules::{self, Rule};
@@ -30,6 +30,8 @@ pub enum WriteItem {
     Data(VBlock, IoBuf),
     /// Zeros.
     Zero(VBlock, u32),
+    /// Another size of the disk.
+    Resize(Resize),
 }
 
 impl WriteItem {
@@ -37,18 +39,18 @@ impl WriteItem {
     pub fn data_blocks(&self) -> usize {
         match self {
             WriteItem::Data(_, buf) => buf.len() / BLOCK_SIZE,
-            WriteItem::Zero(..) => 0,
+            WriteItem::Zero(..) | WriteItem::Resize(_) => 0,
         }
     }
 
-    /// A part of the data, in blocks; zeros are one part.
+    /// A part of the data, in blocks; anything else is one part.
     fn part(&self, blocks: std::ops::Range<usize>) -> WriteItem {
         match self {
             WriteItem::Data(vblock, buf) => WriteItem::Data(
                 vblock.plus(blocks.start as u64),
                 buf.slice(blocks.start * BLOCK_SIZE..blocks.end * BLOCK_SIZE),
             ),
-            zero => zero.clone(),
+            whole => whole.clone(),
         }
     }
 }
@@ -68,13 +70,14 @@ pub struct Batch {
     runs: Vec<BlockRun>,
     extents: Vec<RecordExtent>,
     crcs: Vec<u32>,
+    resize: Option<Resize>,
     writes: Vec<(PBlock, IoVecs)>,
     spare: Vec<IoVecs>,
     freed: Vec<Freed>,
 }
 
 impl Batch {
-    /// Adds `item` if the batch has room for it. The first one always fits.
+    /// Adds `item` if the batch has room for it. The first one always fits. A resize is the last one of its batch.
     pub fn push(&mut self, item: WriteItem) -> std::result::Result<(), WriteItem> {
         let blocks = self.blocks + item.data_blocks();
         // Each item may be cut by the end of a reserved run, and each run adds an extent at most.
@@ -109,18 +112,23 @@ impl Batch {
         self.runs.clear();
         self.extents.clear();
         self.crcs.clear();
+        self.resize = None;
         self.freed.clear();
     }
 
     /// Gives every data block a place in the reserved runs, and computes the checksums.
     fn place(&mut self) {
-        let Batch { items, runs, extents, crcs, writes, spare, .. } = self;
+        let Batch { items, runs, extents, crcs, resize, writes, spare, .. } = self;
         let mut runs = runs.iter().copied();
         let mut run = BlockRun { first: PBlock(0), blocks: 0 };
         for item in items {
             let (mut vblock, buf) = match item {
                 WriteItem::Zero(vblock, blocks) => {
                     extents.push(RecordExtent { vblock: *vblock, place: Place::Zero, blocks: *blocks });
+                    continue;
+                }
+                WriteItem::Resize(to) => {
+                    *resize = Some(*to);
                     continue;
                 }
                 WriteItem::Data(vblock, buf) => (*vblock, buf),
@@ -256,6 +264,9 @@ impl<S: Storage> Head<S> {
                 }
             }
         }
+        if let Some(resize) = batch.resize {
+            self.pending.install_resize(slot, seq, resize, &mut batch.freed);
+        }
         self.space.free_later(&batch.freed);
         self.journal.settle(seq);
         Ok(Recorded::At(seq))
@@ -318,8 +329,8 @@ impl<S: Storage> Head<S> {
     /// Puts the record into the journal, waiting for room. `None`: it belongs to another head.
     async fn form(&self, queue: &QueueSpace, batch: &Batch, mut vecs: IoVecs) -> Result<Option<Formed>> {
         loop {
-            let formed = self.journal.form(&mut queue.lanes.borrow_mut(), &batch.extents, &batch.crcs, vecs);
-            match formed {
+            let content = Content { extents: &batch.extents, crcs: &batch.crcs, resize: batch.resize };
+            match self.journal.form(&mut queue.lanes.borrow_mut(), content, vecs) {
                 Ok(formed) => return Ok(Some(formed)),
                 Err((NotFormed::Moved, _)) => return Ok(None),
                 Err((NotFormed::Poisoned, _)) => {

@@ -124,13 +124,14 @@ impl<S: Storage> Head<S> {
     async fn fold(&self, freeze: Freeze, old: &Superblock, finish: &Finish) -> Result<()> {
         self.journal.settled(freeze.cut).await?;
         let changes = self.pending.frozen_changes(freeze.slot);
+        let size = self.pending.frozen_size(freeze.slot).unwrap_or(old.virtual_size);
         let built = {
             let mut sink = Sink::new(self, old.generation + 1);
             let built = build(
                 &self.reader.tree,
                 self.reader.root(),
                 &changes,
-                self.keeps_zeros(),
+                self.zeros_to(size),
                 freeze.cut,
                 &mut sink,
             )
@@ -143,6 +144,11 @@ impl<S: Storage> Head<S> {
             self.journal.sync_for_checkpoint(freeze.cut).await?;
         }
         let mut sb = next_superblock(old, finish);
+        // A resize behind the cut is not in the new tree.
+        sb.virtual_size = match rules::holds(Rule::SizeOfCut) {
+            true => size,
+            false => self.pending.size().unwrap_or(size),
+        };
         sb.root = built.root;
         sb.cut = freeze.cut;
         sb.durable = freeze.cut;

@@ -16,7 +16,7 @@ use crate::map::{LayerTag, PendingMap, Visit};
 use crate::runtime::sync::Monitor;
 use crate::space::{Bitmap, BlockRun, Space, SpaceStats};
 use crate::storage::{File, Storage};
-use crate::units::{BLOCK, PBlock, blocks_for};
+use crate::units::{BLOCK, PBlock, VBlock, blocks_for};
 
 /// The head: its file, journal, maps and space.
 #[derive(Debug)]
@@ -120,9 +120,12 @@ impl<S: Storage> Head<S> {
         }
     }
 
-    /// True if holes must be told from zeros: there is something below.
-    pub(super) fn keeps_zeros(&self) -> bool {
-        !matches!(self.sb.lock().parent, Parent::None)
+    /// Up to where holes must be told from zeros on a disk of `size` bytes: nowhere, if there is nothing below.
+    pub(super) fn zeros_to(&self, size: u64) -> VBlock {
+        match self.sb.lock().parent {
+            Parent::None => VBlock(0),
+            _ => VBlock(blocks_for(size)),
+        }
     }
 
     /// Blocks that the next checkpoint may need for nodes. Each pending block touches at most one leaf, which may be

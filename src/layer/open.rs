@@ -320,6 +320,9 @@ pub fn install(pending: &PendingMap, records: &[crate::format::Record]) {
                 }
             }
         }
+        if let Some(resize) = record.resize {
+            pending.install_resize(Slot(0), record.seq, resize, &mut freed);
+        }
         freed.clear();
     }
 }

@@ -68,20 +68,20 @@ struct Builder<'a, F, S> {
     tree: &'a Tree<F>,
     root: TreeRoot,
     sink: &'a mut S,
-    keep_zeros: bool,
+    zeros_to: VBlock,
     by: Seq,
     built: Built,
     /// Levels of the new tree below what [`Builder::grow`] adds.
     height: u32,
 }
 
-/// Folds `changes` (sorted, disjoint) into the tree at `root`. `keep_zeros`: the layer has a parent, so zeros must
-/// be stored; without one they are holes. Freed blocks carry `by`.
+/// Folds `changes` (sorted, disjoint) into the tree at `root`. Zeros are stored in front of `zeros_to`: the end of the
+/// disk if the layer has a parent; without one they are holes, and it is 0. Freed blocks carry `by`.
 pub async fn build<F: File, S: NodeSink>(
     tree: &Tree<F>,
     root: TreeRoot,
     changes: &[Change],
-    keep_zeros: bool,
+    zeros_to: VBlock,
     by: Seq,
     sink: &mut S,
 ) -> Result<Built> {
@@ -89,7 +89,7 @@ pub async fn build<F: File, S: NodeSink>(
         return Ok(Built { root, ..Built::default() });
     }
     let mut builder =
-        Builder { tree, root, sink, keep_zeros, by, built: Built::default(), height: root.height.max(1) };
+        Builder { tree, root, sink, zeros_to, by, built: Built::default(), height: root.height.max(1) };
     let mut edits = builder.leaves(changes).await?;
     for level in 1..u16::try_from(root.height).unwrap_or(u16::MAX) {
         edits = builder.inner(level, edits).await?;
@@ -154,8 +154,12 @@ impl<F: File, S: NodeSink> Builder<'_, F, S> {
                 }
                 current = behind.or_else(|| olds.next());
             }
-            if change.place != Place::Zero || self.keep_zeros {
-                group.push(change);
+            let kept = match change.place {
+                Place::Data(_) => Some(change),
+                Place::Zero => change.part(VBlock(0)..self.zeros_to),
+            };
+            if let Some(kept) = kept {
+                group.push(kept);
             }
         }
         current.into_iter().chain(olds).for_each(|piece| group.push(piece));

@@ -30,7 +30,7 @@ impl<'a> Piece<'a> {
     }
 
     /// The blocks `range` of the piece, which they overlap.
-    fn part(&self, range: Range<VBlock>) -> Option<Piece<'a>> {
+    pub(super) fn part(&self, range: Range<VBlock>) -> Option<Piece<'a>> {
         let (from, to) = (range.start.max(self.vblock), range.end.min(self.end()));
         if from >= to {
             return None;

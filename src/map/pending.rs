@@ -11,7 +11,8 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use super::ranges::ZeroRanges;
-use crate::format::Place;
+use super::tree::END;
+use crate::format::{Place, Resize};
 use crate::rules::{self, Rule};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -107,6 +108,8 @@ pub struct PendingMap {
     /// False while both range maps are empty, so that most lookups need not lock them.
     any_zeros: AtomicBool,
     counts: [AtomicUsize; 2],
+    /// The disk's size by the newest record that changes it, and that record.
+    sizes: Mutex<[Option<(Seq, u64)>; 2]>,
 }
 
 impl Default for PendingMap {
@@ -116,6 +119,7 @@ impl Default for PendingMap {
             zeros: Mutex::default(),
             any_zeros: AtomicBool::new(false),
             counts: Default::default(),
+            sizes: Mutex::default(),
         }
     }
 }
@@ -168,6 +172,30 @@ impl PendingMap {
         self.drop_covered(slot, seq, &whole, freed);
         self.zero_by_block(slot, seq, blocks.start..Span(whole.start).first(), freed);
         self.zero_by_block(slot, seq, Span(whole.end).first()..blocks.end, freed);
+    }
+
+    /// Installs a resize by record `seq`, behind the extents of that record: the size, and zeros where the record says.
+    pub fn install_resize(&self, slot: Slot, seq: Seq, resize: Resize, freed: &mut Vec<Freed>) {
+        if rules::holds(Rule::ZeroBehind) {
+            self.install_zero(slot, seq, resize.zero_from..END, freed);
+        }
+        let mut sizes = self.sizes.lock();
+        let size = &mut sizes[slot.index()];
+        if size.is_none_or(|(by, _)| by < seq) {
+            *size = Some((seq, resize.size));
+        }
+    }
+
+    /// The size of the disk in bytes by the newest record that has changed it.
+    pub fn size(&self) -> Option<u64> {
+        let sizes = self.sizes.lock();
+        // By number; of the halves the newer one counts.
+        sizes.iter().flatten().max().map(|&(_, size)| size)
+    }
+
+    /// The size of the disk as of the end of `slot`, if it changes there.
+    pub fn frozen_size(&self, slot: Slot) -> Option<u64> {
+        self.sizes.lock()[slot.index()].map(|(_, size)| size)
     }
 
     fn zero_by_block(&self, slot: Slot, seq: Seq, blocks: Range<VBlock>, freed: &mut Vec<Freed>) {
@@ -301,7 +329,9 @@ impl PendingMap {
 
     /// True if `slot` has nothing in it.
     pub fn slot_is_empty(&self, slot: Slot) -> bool {
-        self.counts[slot.index()].load(Ordering::Relaxed) == 0 && self.zeros.lock()[slot.index()].is_empty()
+        self.counts[slot.index()].load(Ordering::Relaxed) == 0
+            && self.zeros.lock()[slot.index()].is_empty()
+            && self.sizes.lock()[slot.index()].is_none()
     }
 
     /// The spans that `slot` changes, in order, and its whole-span zero ranges.
@@ -356,6 +386,7 @@ impl PendingMap {
             shard.lock().slots[slot.index()] = Spans::default();
         }
         self.counts[slot.index()].store(0, Ordering::Relaxed);
+        self.sizes.lock()[slot.index()] = None;
     }
 }
 

@@ -6,6 +6,9 @@
 //! after the death of the process every acknowledged request; after a power loss every request that a completed
 //! FLUSH or FUA covers, and, for each later request that is there, all that were acknowledged before it was issued.
 //!
+//! A resize is a change like others: it zeroes everything behind the smaller one of both ends, and the size that is found
+//! tells whether it is there. It is acknowledged when it is durable.
+//!
 //! A snapshot that was acknowledged shows what the disk showed when it was taken, for ever; one that was broken off is
 //! absent or exact. One that was taken while requests were running shows the disk of one moment between its beginning and
 //! its end.
@@ -29,6 +32,8 @@ pub struct Change {
     pub durable: Option<u64>,
     /// Not promised to be all or nothing: it was several writes.
     pub split: bool,
+    /// The sectors that the disk has from then on.
+    pub size: Option<usize>,
 }
 
 /// What a sector shows.
@@ -64,9 +69,36 @@ pub struct History {
     pub snapshots: Vec<Snapshot>,
     /// A read that was issued at this time showed this change in this sector.
     observed: Vec<(usize, usize, u64)>,
+    /// The most sectors that the disk has had.
     pub sectors: usize,
+    /// Sectors that it had at the beginning.
+    first_size: usize,
     /// Sectors that the base provides.
     pub base: usize,
+}
+
+/// Which resizes are there, as the size of the disk tells.
+#[derive(Clone, Copy)]
+struct Resizes {
+    /// Those that were issued up to this time are.
+    certain: u64,
+    /// Those that were issued later are not.
+    possible: u64,
+}
+
+impl Resizes {
+    /// The size was not looked at.
+    const UNKNOWN: Resizes = Resizes { certain: 0, possible: u64::MAX };
+
+    /// Whether a change may be there at all.
+    fn allow(self, c: &Change) -> bool {
+        c.size.is_none() || c.issued <= self.possible
+    }
+
+    /// Whether a change is there for sure.
+    fn prove(self, c: &Change) -> bool {
+        c.size.is_some() && !c.failed && c.issued <= self.certain
+    }
 }
 
 /// The bytes of `sector` as written by change `id`.
@@ -118,12 +150,14 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn new(history: &History, now: u64, must: impl Fn(&Change) -> bool) -> Judge<'_> {
+    fn new(history: &History, now: u64, resizes: Resizes, must: impl Fn(&Change) -> bool) -> Judge<'_> {
+        let must = |c: &Change| must(c) || resizes.prove(c);
         let mut newest = vec![(0, 0); history.sectors];
         let mut zeroed: Vec<u64> =
             (0..history.sectors).map(|s| if s >= history.base { 1 } else { 0 }).collect();
-        for (id, c) in history.changes.iter().enumerate().filter(|(_, c)| c.issued <= now) {
-            for sector in c.first..c.first + c.sectors {
+        let there = |c: &Change| c.issued <= now && resizes.allow(c);
+        for (id, c) in history.changes.iter().enumerate().filter(|(_, c)| there(c)) {
+            for sector in c.range(history.sectors) {
                 if must(c) {
                     newest[sector] = newest[sector].max((c.issued, id));
                 }
@@ -153,7 +187,7 @@ impl Judge<'_> {
                 let Some(c) = change.filter(|c| c.issued <= self.now && !c.zero) else {
                     return Err(format!("sector {sector} shows change {id}, which was never issued"));
                 };
-                if !(c.first..c.first + c.sectors).contains(&sector) {
+                if !c.range(history.sectors).contains(&sector) {
                     return Err(format!("sector {sector} shows change {id}, which never wrote it"));
                 }
                 c.in_place(self.now)
@@ -176,6 +210,11 @@ impl Judge<'_> {
 }
 
 impl Change {
+    /// The sectors that it changes, of those up to `end`.
+    fn range(&self, end: usize) -> std::ops::Range<usize> {
+        self.first.min(end)..self.first.saturating_add(self.sectors).min(end)
+    }
+
     /// When it was acknowledged, as known at `now`.
     fn in_place(&self, now: u64) -> u64 {
         self.acked.filter(|a| *a <= now).unwrap_or(u64::MAX)
@@ -184,7 +223,15 @@ impl Change {
 
 impl History {
     pub fn new(sectors: usize, base: usize) -> History {
-        History { now: 1, changes: Vec::new(), snapshots: Vec::new(), observed: Vec::new(), sectors, base }
+        History {
+            now: 1,
+            changes: Vec::new(),
+            snapshots: Vec::new(),
+            observed: Vec::new(),
+            sectors,
+            first_size: sectors,
+            base,
+        }
     }
 
     pub fn tick(&mut self) -> u64 {
@@ -194,10 +241,46 @@ impl History {
 
     pub fn issue(&mut self, first: usize, sectors: usize, zero: bool, split: bool) -> usize {
         let issued = self.tick();
-        let change =
-            Change { first, sectors, zero, issued, acked: None, failed: false, durable: None, split };
+        let change = Change {
+            first,
+            sectors,
+            zero,
+            issued,
+            acked: None,
+            failed: false,
+            durable: None,
+            split,
+            size: None,
+        };
         self.changes.push(change);
         self.changes.len() - 1
+    }
+
+    /// A resize of a disk of `old` sectors; one at a time.
+    pub fn issue_resize(&mut self, old: usize, new: usize) -> usize {
+        let id = self.issue(old.min(new), usize::MAX, true, true);
+        self.changes[id].size = Some(new);
+        self.sectors = self.sectors.max(new);
+        id
+    }
+
+    /// What a disk of `size` sectors tells at `now`, if a resize must be there that was acknowledged before `must`.
+    fn resizes(&self, size: usize, now: u64, must: u64) -> Result<Resizes, String> {
+        // The last one that is there is one of these; 0 stands for the beginning.
+        let mut candidates = if size == self.first_size { vec![0] } else { Vec::new() };
+        for c in self.changes.iter().filter(|c| c.issued <= now) {
+            let Some(new) = c.size else { continue };
+            if !c.failed && c.acked.is_some_and(|a| a < must) {
+                candidates.clear();
+            }
+            if new == size {
+                candidates.push(c.issued);
+            }
+        }
+        match (candidates.first(), candidates.last()) {
+            (Some(&certain), Some(&possible)) => Ok(Resizes { certain, possible }),
+            _ => Err(format!("the disk has {size} sectors")),
+        }
     }
 
     pub fn ack(&mut self, id: usize, fua: bool) {
@@ -229,14 +312,15 @@ impl History {
     /// Judges what was found after a crash at time `now`.
     pub fn judge(&self, found: &Observed, power_loss: bool, now: u64) -> Result<(), String> {
         // Closed under order: what is there had everything before it that was acknowledged when it was issued.
-        let newest = self.newest_issued(&found.disk);
+        let resizes = self.resizes(found.disk.len(), now, now + 1)?;
+        let newest = self.newest_issued(&found.disk).max(resizes.certain);
         let must = |c: &Change| {
             let durable = c.durable.is_some_and(|d| d <= now);
             let before = power_loss && c.acked.is_some_and(|a| a < newest);
             let acked = c.acked.is_some_and(|a| a <= now);
             !c.failed && acked && (durable || before || !power_loss)
         };
-        let judge = Judge::new(self, now, must);
+        let judge = Judge::new(self, now, resizes, must);
         for (sector, &seen) in found.disk.iter().enumerate() {
             judge.allowed(sector, seen)?;
         }
@@ -249,7 +333,7 @@ impl History {
     fn judge_atomic(&self, judge: &Judge<'_>, disk: &[Seen]) -> Result<(), String> {
         let whole = |c: &&Change| !c.split && !c.zero && !c.failed && c.issued <= judge.now;
         for (id, c) in self.changes.iter().enumerate().filter(|(_, c)| whole(c)) {
-            let range = c.first..c.first + c.sectors;
+            let range = c.range(disk.len());
             if !disk[range.clone()].contains(&Seen::Change(id as u32)) {
                 continue;
             }
@@ -299,18 +383,22 @@ impl History {
         now: u64,
     ) -> Result<(), String> {
         if let Some(then) = &*taken.seen.borrow() {
+            if seen.len() != then.len() {
+                return Err(format!("it has {} sectors, not {}", seen.len(), then.len()));
+            }
             return match (0..seen.len()).find(|&s| seen[s] != then[s]) {
                 Some(s) => Err(format!("sector {s} shows {:?}, not {:?}", seen[s], then[s])),
                 None => Ok(()),
             };
         }
         let acked = taken.acked.filter(|a| *a <= now);
-        let newest = self.newest_issued(seen);
+        let resizes = self.resizes(seen.len(), acked.unwrap_or(now), taken.issued)?;
+        let newest = self.newest_issued(seen).max(resizes.certain);
         let must = |c: &Change| {
             let when = if power_loss && acked.is_none() { c.durable } else { c.acked };
             !c.failed && (when.is_some_and(|w| w < taken.issued) || c.acked.is_some_and(|a| a < newest))
         };
-        let judge = Judge::new(self, acked.unwrap_or(now), must);
+        let judge = Judge::new(self, acked.unwrap_or(now), resizes, must);
         for (sector, &seen) in seen.iter().enumerate() {
             judge.allowed(sector, seen)?;
         }
@@ -332,7 +420,8 @@ impl History {
 
     /// Judges what a read that was issued at `issued` and has just ended saw from `first` on.
     pub fn judge_read(&mut self, first: usize, bytes: &[u8], issued: u64) -> Result<(), String> {
-        let judge = Judge::new(self, u64::MAX, |c| !c.failed && c.acked.is_some_and(|a| a < issued));
+        let must = |c: &Change| !c.failed && c.acked.is_some_and(|a| a < issued);
+        let judge = Judge::new(self, u64::MAX, Resizes::UNKNOWN, must);
         let mut shown = Vec::new();
         for (i, sector) in bytes.chunks_exact(SECTOR).enumerate() {
             let seen = identify(first + i, sector)?;

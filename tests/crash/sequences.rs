@@ -8,7 +8,7 @@ use cowdisk::storage::sim::{Executor, Rng, spawn};
 use crate::explore::{Counts, Effort, Explorer, in_parallel, mix};
 use crate::world::{Op, Setup, World, make};
 
-const ALPHABET: [Op; 13] = [
+const ALPHABET: [Op; 15] = [
     Op::Write { first: 0, sectors: 8, fua: false },
     Op::Write { first: 8, sectors: 8, fua: true },
     Op::Write { first: 3, sectors: 2, fua: false },
@@ -22,6 +22,8 @@ const ALPHABET: [Op; 13] = [
     Op::Checkpoint,
     Op::Tick,
     Op::Snapshot,
+    Op::Resize { sectors: 56 },
+    Op::Resize { sectors: 21 },
 ];
 
 /// One step of a sequence: an operation, closing and opening again, or a snapshot.
@@ -62,7 +64,7 @@ pub fn run_sequence(steps: &[Step], setup: Setup, seed: u64, effort: Effort, cou
                 Step::Snapshot => world = world.snapshot(&on, &format!("s{i}")).await.unwrap(),
             }
         }
-        world.run(0, Op::Read { first: 0, sectors: setup.sectors }).await;
+        world.run(0, Op::Read { first: 0, sectors: world.size() }).await;
         assert_eq!(world.failed.get(), 0, "seed {seed}: requests failed");
         end.set(true);
     });
@@ -118,7 +120,7 @@ pub fn run_mix(
                 World::open(&on, 2, history.clone()).await.unwrap()
             });
         }
-        world.run(0, Op::Read { first: 0, sectors: setup.sectors }).await;
+        world.run(0, Op::Read { first: 0, sectors: world.size() }).await;
         assert_eq!(world.failed.get(), 0, "seed {seed}: requests failed");
         end.set(true);
     });
@@ -155,6 +157,20 @@ pub fn ring_round(rng: &mut Rng, setup: Setup, task: usize) -> Op {
     }
 }
 
+/// A disk that shrinks and grows all the time, under requests at its end.
+pub fn resizing(rng: &mut Rng, setup: Setup, _: usize) -> Op {
+    let sizes = [setup.sectors / 2 + 1, setup.sectors, setup.sectors + 11];
+    let first = setup.sectors / 2 - 4 + rng.index(setup.sectors / 2);
+    match rng.below(10) {
+        0 | 1 => Op::Resize { sectors: sizes[rng.index(3)] },
+        2 => Op::Checkpoint,
+        3 => Op::Discard { first, sectors: 1 + rng.index(16) },
+        4 | 5 => Op::Write { first, sectors: 1 + rng.index(8), fua: rng.chance(1, 2) },
+        6 => Op::Write { first: 0, sectors: 8, fua: false },
+        _ => Op::Write { first: first / 8 * 8, sectors: 8, fua: false },
+    }
+}
+
 pub fn random_op(rng: &mut Rng, setup: Setup) -> Op {
     let any = |rng: &mut Rng| {
         let first = rng.index(setup.sectors - 1);
@@ -185,6 +201,7 @@ pub fn random_op(rng: &mut Rng, setup: Setup) -> Op {
         16 => Op::Checkpoint,
         17 => Op::Tick,
         18 if rng.chance(1, 4) => Op::Snapshot,
+        18 if rng.chance(1, 2) => Op::Resize { sectors: setup.sectors / 2 + rng.index(setup.sectors) },
         _ => {
             let (first, sectors) = any(rng);
             Op::Read { first, sectors }
@@ -237,6 +254,10 @@ fn run_random_number(seed: usize, counts: &Counts) {
                 counts,
             );
         }
+        5 => {
+            let effort = Effort { variants: 1, every: 2, recrash: 0 };
+            return run_mix(resizing, [SMALL, EMPTY][seed / 16 % 2], seed as u64, (4, 12), effort, counts);
+        }
         7 => {
             let effort = Effort { variants: 1, every: 16, recrash: 0 };
             return run_mix(ring_round, SPANS, seed as u64, (4, 60), effort, counts);
@@ -284,6 +305,21 @@ fn crashes_in_recovery_are_just_another_crash() {
     let counts = Counts::default();
     in_parallel(seeds(0..12), || false, |seed| run_random(SMALL, 1000 + seed as u64, 2, 8, effort, &counts));
     counts.report("crashes in recovery");
+}
+
+#[test]
+fn disks_that_shrink_and_grow_under_requests() {
+    let effort = Effort { variants: 1, every: 3, recrash: 9 };
+    let counts = Counts::default();
+    in_parallel(
+        seeds(0..24),
+        || false,
+        |seed| {
+            let setup = [SMALL, EMPTY][seed % 2];
+            run_mix(resizing, setup, 3000 + seed as u64, (4, 12), effort, &counts);
+        },
+    );
+    counts.report("resizes");
 }
 
 #[test]

@@ -65,6 +65,22 @@ pub enum Op {
     Tick,
     /// A snapshot while requests go on.
     Snapshot,
+    Resize {
+        sectors: usize,
+    },
+}
+
+impl Op {
+    /// The sector behind the last one that it reads or changes.
+    fn end(self) -> usize {
+        match self {
+            Op::Write { first, sectors, .. }
+            | Op::Discard { first, sectors }
+            | Op::Zero { first, sectors, .. }
+            | Op::Read { first, sectors } => first + sectors,
+            _ => 0,
+        }
+    }
 }
 
 fn holder() -> Holder {
@@ -136,6 +152,12 @@ pub struct World {
     tasks: Vec<JoinHandle<()>>,
     /// Requests that got an error.
     pub failed: Cell<u64>,
+    /// A resize is under way.
+    resizing: Cell<bool>,
+    /// Resizes that were begun.
+    resizes: Cell<u64>,
+    /// The smallest size that one of them was to.
+    smallest: Cell<usize>,
 }
 
 impl World {
@@ -160,11 +182,38 @@ impl World {
         for queue in &queues {
             tasks.extend((0..4).map(|_| spawn(queue.clone().runner())));
         }
-        Ok(World { image, queues, history, tasks, failed: Cell::new(0) })
+        Ok(World {
+            image,
+            queues,
+            history,
+            tasks,
+            failed: Cell::new(0),
+            resizing: Cell::new(false),
+            resizes: Cell::new(0),
+            smallest: Cell::new(usize::MAX),
+        })
     }
 
-    /// Does one operation on queue `queue`; panics with a description if an answer is wrong.
+    /// Sectors that the disk has now.
+    pub fn size(&self) -> usize {
+        self.image.geometry().size as usize / SECTOR
+    }
+
+    /// Does one operation on queue `queue`; panics with a description if an answer is wrong. One behind the end of a disk
+    /// that has shrunk is left out, or, if that comes while it runs, may fail.
     pub async fn run(&self, queue: usize, op: Op) {
+        if op.end() > self.size() {
+            return;
+        }
+        let (failed, resizes) = (self.failed.get(), self.resizes.get());
+        let resizing = self.resizing.get();
+        self.run_within(queue, op).await;
+        if (resizing || self.resizes.get() > resizes) && op.end() > self.smallest.get() {
+            self.failed.set(failed);
+        }
+    }
+
+    async fn run_within(&self, queue: usize, op: Op) {
         let q = &self.queues[queue % self.queues.len()];
         match op {
             Op::Write { first, sectors, fua } => self.write(q, first, sectors, fua).await,
@@ -204,6 +253,7 @@ impl World {
             Op::Tick => {
                 let _ = self.image.tick().await;
             }
+            Op::Resize { sectors } => self.resize(q, sectors).await,
             // Fails only where faults are injected.
             Op::Snapshot => {
                 if self.live_snapshot().await.is_err() {
@@ -211,6 +261,19 @@ impl World {
                 }
             }
         }
+    }
+
+    /// One at a time: the history has them in their order.
+    async fn resize(&self, q: &ImageQueue<SimDisk>, sectors: usize) {
+        if sectors == self.size() || self.resizing.replace(true) {
+            return;
+        }
+        self.resizes.set(self.resizes.get() + 1);
+        self.smallest.set(self.smallest.get().min(sectors));
+        let id = self.history.borrow_mut().issue_resize(self.size(), sectors);
+        let done = q.resize((sectors * SECTOR) as u64).await;
+        self.answered(id, done.map_err(|e| Errno(e.kind().errno())), true);
+        self.resizing.set(false);
     }
 
     async fn live_snapshot(&self) -> cowdisk::Result<()> {
@@ -247,8 +310,7 @@ impl World {
 
     /// The whole disk.
     pub async fn read_all(&self) -> Result<Vec<u8>, Errno> {
-        let sectors = self.history.borrow().sectors;
-        let buf = IoBuf::zeroed(sectors * SECTOR);
+        let buf = IoBuf::zeroed(self.size() * SECTOR);
         self.queues[0].read(0, buf.clone()).await?;
         Ok(buf.to_vec())
     }

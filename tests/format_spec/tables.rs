@@ -3,7 +3,7 @@
 use cowdisk::format::{
     Area, Child, DiskId, ForeignFormat, Holder, INNER_CAPACITY, InnerNode, JournalBlock, LayerId, LeafExtent,
     LeafNode, MAX_EXTENT_BLOCKS, MAX_LEAF_START, MAX_ZERO_BLOCKS, Parent, PathHints, Place, RecordExtent,
-    RecordRef, Salt, Sealed, Superblock, TreeRoot, encode_record,
+    RecordRef, Resize, Salt, Sealed, Superblock, TreeRoot, encode_record,
 };
 use cowdisk::limits;
 use cowdisk::units::{BLOCK, PBlock, Seq, VBlock};
@@ -298,7 +298,9 @@ fn journal() {
         RecordExtent { vblock: VBlock(0x31_3233_3435), place: Place::Data(PBlock(0x411)), blocks: 1 },
         RecordExtent { vblock: VBlock(0x36_3738_393a), place: Place::Zero, blocks: 0x5152_5354 },
     ];
-    let record = RecordRef { seq, durable, unsettled: &unsettled, extents: &extents, crcs: &[0x6162_6364] };
+    let (unsettled, crcs) = (&unsettled[..], &[0x6162_6364][..]);
+    let resize = Some(Resize { size: 0x7172_7374_7600, zero_from: VBlock(0x7_1727_3747) });
+    let record = RecordRef { seq, durable, unsettled, extents: &extents, crcs, resize };
     let len = encode_record(&record, Salt::new(LAYER, 5), &mut block[start..]).expect("it fits");
     let crc = block[start + 4..start + 8].to_vec();
     let fields = [
@@ -309,7 +311,7 @@ fn journal() {
         ("unsettled_count", 2u64.stored()),
     ];
     let end = compare("record", &all["record"], &block, start, &fields);
-    let lists = [3u32.stored(), 0x1234_u32.stored(), 2u64.stored()].concat();
+    let lists = [3u32.stored(), 0x1234_u32.stored(), 3u64.stored()].concat();
     assert_eq!(block[end..end + lists.len()], lists);
     let mut end = end + lists.len();
     for (vblock, place, blocks) in
@@ -318,6 +320,12 @@ fn journal() {
         let fields = [("vblock", vblock.stored()), ("place", place.stored()), ("blocks", blocks.stored())];
         end = compare("record-extent", &all["record-extent"], &block, end, &fields);
     }
+    let fields = [
+        ("zero_from", 0x7_1727_3747_u64.stored()),
+        ("size", (2 << 60 | 0x7172_7374_7600_u64).stored()),
+        ("none", 0u32.stored()),
+    ];
+    end = compare("record-resize", &all["record-resize"], &block, end, &fields);
     let crcs = [1u64.stored(), 0x6162_6364_u32.stored()].concat();
     assert_eq!((&block[end..end + 12], end + 12), (&crcs[..], start + len));
 }
@@ -372,6 +380,7 @@ fn no_table_is_left_unread() {
         "parent-layer",
         "record",
         "record-extent",
+        "record-resize",
         "sealed",
         "superblock",
         "superblock-tail",

@@ -2,15 +2,15 @@
 
 use cowdisk::format::{
     Area, Child, DiskId, ForeignFormat, Holder, InnerNode, JournalBlock, LayerId, LeafExtent, LeafNode,
-    Parent, PathHints, Place, RecordExtent, RecordRef, Salt, Sealed, Superblock, TreeRoot, decode_records,
-    encode_record,
+    Parent, PathHints, Place, RecordExtent, RecordRef, Resize, Salt, Sealed, Superblock, TreeRoot,
+    decode_records, encode_record,
 };
 use cowdisk::units::{PBlock, Seq, VBlock};
 
 use super::doc::{Vector, dump, vector_texts};
 use super::values::Values;
 
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "salts",
     "header",
     "superblock-new",
@@ -20,6 +20,7 @@ const NAMES: [&str; 11] = [
     "inner",
     "journal-block",
     "record",
+    "record-resize",
     "sample-small",
     "sample-large",
 ];
@@ -58,7 +59,7 @@ fn check(vector: &Vector) -> Result<(), String> {
         "leaf" => leaf(v, bytes)?,
         "inner" => inner(v, bytes)?,
         "journal-block" => journal_block(v, bytes)?,
-        "record" => record(v, bytes)?,
+        "record" | "record-resize" => record(v, bytes)?,
         "sample-small" | "sample-large" => sample(v)?,
         name if name.starts_with("superblock-") => superblock(v, bytes)?,
         name => return Err(format!("unknown vector {name}")),
@@ -240,7 +241,12 @@ fn record(v: &Values, bytes: &[u8]) -> Result<(), String> {
         unsettled.iter().map(|u| seq.checked_sub(*u).and_then(|d| u32::try_from(d).ok())).collect();
     let unsettled = unsettled.ok_or("an unsettled number above the record's")?;
     let durable = Seq(v.num("durable")?);
-    let record = RecordRef { seq: Seq(seq), durable, unsettled: &unsettled, extents: &extents, crcs: &crcs };
+    let resize = match v.has("resize size") {
+        true => Some(Resize { size: v.num("resize size")?, zero_from: VBlock(v.num("resize zero_from")?) }),
+        false => None,
+    };
+    let record =
+        RecordRef { seq: Seq(seq), durable, unsettled: &unsettled, extents: &extents, crcs: &crcs, resize };
     let mut block = [0; 4096];
     let len = encode_record(&record, salt, &mut block[56..]).ok_or("the record does not fit")?;
     same_bytes(&block[56..56 + len], bytes)?;
@@ -254,7 +260,8 @@ fn record(v: &Values, bytes: &[u8]) -> Result<(), String> {
     same("numbers", &(decoded.seq, decoded.durable), &(record.seq, record.durable))?;
     same("unsettled", &decoded.unsettled, &unsettled)?;
     same("extents", &decoded.extents, &extents)?;
-    same("checksums", &decoded.crcs, &crcs)
+    same("checksums", &decoded.crcs, &crcs)?;
+    same("resize", &decoded.resize, &resize)
 }
 
 /// Section 3.2 on a file whose byte i is (i + i / 4096) mod 251.

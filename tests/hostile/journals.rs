@@ -4,7 +4,7 @@ use std::path::Path;
 
 use cowdisk::format::{
     Holder, JOURNAL_HEADER_BYTES, JournalBlock, LayerId, Place, RECORD_FIXED_BYTES, RecordExtent, RecordRef,
-    Salt, Superblock, encode_record, testing::reseal,
+    Resize, Salt, Superblock, encode_record, testing::reseal,
 };
 use cowdisk::limits::{MAX_COUNTER, MAX_FILE_BLOCKS};
 use cowdisk::units::{BLOCK_SIZE, PBlock, Seq, VBlock};
@@ -16,7 +16,7 @@ type Block = Box<[u8; BLOCK_SIZE]>;
 
 /// A record that settles itself: nothing is missing in front of it.
 const fn record<'a>(seq: u64, durable: u64, extents: &'a [RecordExtent], crcs: &'a [u32]) -> RecordRef<'a> {
-    RecordRef { seq: Seq(seq), durable: Seq(durable), unsettled: &[], extents, crcs }
+    RecordRef { seq: Seq(seq), durable: Seq(durable), unsettled: &[], extents, crcs, resize: None }
 }
 
 const fn zero(vblock: u64, blocks: u32) -> RecordExtent {
@@ -64,7 +64,7 @@ fn refused(case: Case, says: &[&str]) -> Case {
 }
 
 pub(crate) fn cases() -> Vec<Case> {
-    [foreign(), numbers(), lengths(), places()].into_iter().flatten().collect()
+    [foreign(), numbers(), lengths(), places(), sizes()].into_iter().flatten().collect()
 }
 
 /// Blocks of other layers and openings.
@@ -198,5 +198,45 @@ fn places() -> Vec<Case> {
         bad(durable("zeros behind the end of the disk", vec![zero(1 << 39, 1 << 31)]), "extent_outside"),
         unread(bad(durable("one block for two", vec![data(0, AREA, 1), data(1, AREA, 1)]), "block")),
         durable("zeros over zeros", vec![zero(0, 9), zero(3, 200), zero(0, 1)]),
+    ]
+}
+
+/// Sizes that a disk cannot have, or should not get from a stranger without a word.
+fn sizes() -> Vec<Case> {
+    let resized = |name: &str, size: u64, zero_from: u64| {
+        ring(name, move |sb| {
+            let resize = Some(Resize { size, zero_from: VBlock(zero_from) });
+            block(&header(sb), &[RecordRef { resize, ..record(1, 0, &[], &[]) }])
+        })
+    };
+    let none = "0 journal records";
+    let of_4k = |name: &str, size: u64| {
+        Case::new(format!("journal: {name}"), move |dir: &Path| {
+            let path = make(dir, "vm.cow");
+            patch_superblocks(&path, |sb| {
+                sb.holder = Some(Holder { pid: u32::MAX, host: "x".into(), socket: String::new() });
+                (sb.epoch, sb.sector_size) = (5, 4096);
+            });
+            let sb = superblock(&path);
+            let resize = Some(Resize { size, zero_from: VBlock(1) });
+            let block = block(&header(&sb), &[RecordRef { resize, ..record(1, 0, &[], &[]) }]);
+            overwrite(&path, 2 * BLOCK, &block[..]);
+        })
+    };
+    vec![
+        resized("a disk that shrinks to a block", 4096, 1).on(&CHECKS, &[3], &["1 journal records"]),
+        resized("a disk of 4 PiB", 1 << 52, 256).on(&CHECKS, &[3], &["1 journal records"]),
+        resized("zeros from the second block on", 1 << 20, 1).on(&CHECKS, &[3], &["1 journal records"]),
+        resized("a disk without a sector", 0, 1).on(&CHECKS, &[3], &[none]),
+        resized("a disk of 513 bytes", 513, 1).on(&CHECKS, &[3], &[none]),
+        resized("a disk above 4 PiB", (1 << 52) + 512, 1).on(&CHECKS, &[3], &[none]),
+        resized("a disk of an exabyte", (1 << 60) - 512, 1).on(&CHECKS, &[3], &[none]),
+        resized("zeros from the first block on", 1 << 20, 0).on(&CHECKS, &[3], &[none]),
+        resized("zeros behind the end", 1 << 20, 257).on(&CHECKS, &[3], &[none]),
+        resized("zeros behind every end", 1 << 20, u64::MAX).on(&CHECKS, &[3], &[none]),
+        refused(
+            of_4k("half a sector of 4 KiB", 8192 + 512),
+            &["makes the disk 8704 bytes", "at offset 8192"],
+        ),
     ]
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cowdisk::error::{Error, Kind, Result};
 use cowdisk::format::{LayerId, Place, RecordExtent};
-use cowdisk::journal::{Formed, Freeze, Journal, JournalStart, Lanes, NotFormed};
+use cowdisk::journal::{Content, Formed, Freeze, Journal, JournalStart, Lanes, NotFormed};
 use cowdisk::rules::Rule;
 use cowdisk::storage::{File, IoVecs, finish_write};
 use cowdisk::units::{BLOCK, BLOCK_SIZE, PBlock, Seq, VBlock};
@@ -48,7 +48,7 @@ impl World {
         let crcs = vec![0; blocks as usize];
         let mut vecs = IoVecs::new();
         loop {
-            match self.journal.form(lanes, &[extent], &crcs, vecs) {
+            match self.journal.form(lanes, Content::new(&[extent], &crcs), vecs) {
                 Ok(formed) => return formed,
                 Err((NotFormed::Poisoned, _)) => panic!("poisoned: {:?}", self.journal.poisoned()),
                 Err((_, back)) => vecs = back,

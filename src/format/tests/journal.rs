@@ -93,6 +93,60 @@ fn places_of_unknown_kind_are_refused() {
     }
 }
 
+/// A record that holds nothing but a resize, `from` and `blocks` as they are stored.
+fn stored_resize(size: u64, from: u64, blocks: u32) -> Vec<Record> {
+    let resize = Some(Resize { size: 512, zero_from: VBlock(1) });
+    let one = Record { resize, ..extents(&[(8, Place::Zero, 5)]) };
+    let (mut block, _) = journal(std::slice::from_ref(&one));
+    let lists = JOURNAL_HEADER_BYTES + 8 + 16 + 8 + one.unsettled.len() * RECORD_UNSETTLED_BYTES;
+    let at = lists + 8 + RECORD_EXTENT_BYTES;
+    assert_eq!(block[at + 8..at + 16], (2u64 << 60 | 512).to_le_bytes());
+    block[at..at + 8].copy_from_slice(&from.to_le_bytes());
+    block[at + 8..at + 16].copy_from_slice(&(2u64 << 60 | size).to_le_bytes());
+    block[at + 16..at + 20].copy_from_slice(&blocks.to_le_bytes());
+    reseal_record(&mut block[JOURNAL_HEADER_BYTES..]);
+    decode_records(&block[..], salt())
+}
+
+#[test]
+fn a_resize_has_a_size_that_a_disk_may_have() {
+    for (size, from) in [(512, 1), (4096, 1), (4608, 2), (1 << 52, 1), (1 << 52, 1 << 40)] {
+        let read = stored_resize(size, from, 0);
+        assert_eq!(read[0].resize, Some(Resize { size, zero_from: VBlock(from) }));
+        assert_eq!(read[0].extents.len(), 1);
+    }
+    let beyond = (1 << 52) + 512;
+    for (size, from, blocks) in [
+        (0, 1, 0),
+        (511, 1, 0),
+        (513, 1, 0),
+        (beyond, 1, 0),
+        ((1 << 60) - 512, 1, 0),
+        (4096, 0, 0),
+        (4096, 2, 0),
+        (4096, u64::MAX, 0),
+        (4096, 1, 1),
+        (4096, 1, u32::MAX),
+    ] {
+        assert_eq!(stored_resize(size, from, blocks), [], "{size} from {from}, {blocks} blocks");
+    }
+}
+
+#[test]
+fn a_resize_stands_behind_all_extents() {
+    let resize = Some(Resize { size: 512, zero_from: VBlock(1) });
+    let one = Record { resize, ..extents(&[(8, Place::Zero, 5)]) };
+    let (block, _) = journal(std::slice::from_ref(&one));
+    let lists = JOURNAL_HEADER_BYTES + 8 + 16 + 8 + one.unsettled.len() * RECORD_UNSETTLED_BYTES + 8;
+    let (first, second) = (lists..lists + RECORD_EXTENT_BYTES, lists + RECORD_EXTENT_BYTES);
+    let mut turned = block.clone();
+    turned[first.clone()].copy_from_slice(&block[second..second + RECORD_EXTENT_BYTES]);
+    turned[second..second + RECORD_EXTENT_BYTES].copy_from_slice(&block[first]);
+    reseal_record(&mut turned[JOURNAL_HEADER_BYTES..]);
+    assert_eq!(decode_records(&turned[..], salt()), []);
+    assert_eq!(decode_records(&block[..], salt()), [one]);
+}
+
 #[test]
 fn checksums_must_be_as_many_as_blocks() {
     for crcs in [0, 2, 4, 100] {

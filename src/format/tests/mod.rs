@@ -131,12 +131,14 @@ fn record(seq: u64) -> Record {
             RecordExtent { vblock: VBlock(7), place: Place::Data(PBlock(902)), blocks: 1 },
         ],
         crcs: vec![21, 22, 23],
+        resize: None,
     }
 }
 
 fn encode_one(record: &Record, salt: Salt, out: &mut [u8]) -> Option<usize> {
-    let Record { seq, durable, unsettled, extents, crcs } = record;
-    encode_record(&RecordRef { seq: *seq, durable: *durable, unsettled, extents, crcs }, salt, out)
+    let Record { seq, durable, unsettled, extents, crcs, resize } = record;
+    let (seq, durable, resize) = (*seq, *durable, *resize);
+    encode_record(&RecordRef { seq, durable, unsettled, extents, crcs, resize }, salt, out)
 }
 
 /// A journal block with these records, and the bytes used.

@@ -101,8 +101,10 @@ fn inners() -> impl Strategy<Value = InnerNode> {
 fn records() -> impl Strategy<Value = Record> {
     let extent = (0..1u64 << 39, prop::option::of(2..1u64 << 41), 1..9u32);
     let unsettled = prop::collection::btree_set(1..5000u32, 0..20);
-    (5000..=limits::MAX_COUNTER, any::<u64>(), unsettled, prop::collection::vec(extent, 0..12), any::<u32>())
-        .prop_map(|(seq, durable, unsettled, list, crc)| {
+    let resize = prop::option::of((1..=limits::MAX_DISK_BYTES / 512, any::<u64>()));
+    let list = prop::collection::vec(extent, 0..12);
+    (5000..=limits::MAX_COUNTER, any::<u64>(), unsettled, list, any::<u32>(), resize).prop_map(
+        |(seq, durable, unsettled, list, crc, resize)| {
             let mut crcs = Vec::new();
             let extents = list.into_iter().map(|(vblock, pblock, blocks)| {
                 let place = pblock.map_or(Place::Zero, |p| Place::Data(PBlock(p)));
@@ -112,8 +114,13 @@ fn records() -> impl Strategy<Value = Record> {
             });
             let extents = extents.collect();
             let unsettled = unsettled.into_iter().collect();
-            Record { seq: Seq(seq), durable: Seq(durable % seq), unsettled, extents, crcs }
-        })
+            let resize = resize.map(|(sectors, from)| {
+                let size = sectors * 512;
+                Resize { size, zero_from: VBlock(1 + from % crate::units::blocks_for(size)) }
+            });
+            Record { seq: Seq(seq), durable: Seq(durable % seq), unsettled, extents, crcs, resize }
+        },
+    )
 }
 
 fn block_of(bytes: &[u8]) -> Block {

@@ -59,7 +59,9 @@ fn what_is_acknowledged_while_a_sync_runs_takes_the_next_one() {
     let mut first = pin!(journal.commit(Seq(1)));
     assert!(now(first.as_mut()).is_pending());
     assert_eq!(world.disk.in_flight(), 1);
-    let third = journal.form(&mut world.lanes, &[zeros(1, 1)], &[], IoVecs::new()).expect("there is room");
+    let third = journal
+        .form(&mut world.lanes, Content::new(&[zeros(1, 1)], &[]), IoVecs::new())
+        .expect("there is room");
     journal.written(&mut world.lanes, &third);
     journal.settle(third.seq);
     let mut shared = pin!(journal.commit(Seq(2)));
@@ -127,8 +129,10 @@ fn a_rewrite_during_a_sync_is_waited_for_by_the_next_one_only() {
     world.journal.settle(other.seq);
     let mut rewrite = None;
     for _ in 0..2 {
-        let formed =
-            world.journal.form(&mut world.lanes, &[zeros(1, 1)], &[], IoVecs::new()).expect("there is room");
+        let formed = world
+            .journal
+            .form(&mut world.lanes, Content::new(&[zeros(1, 1)], &[]), IoVecs::new())
+            .expect("there is room");
         if formed.address == other.address {
             rewrite = Some(formed);
         }

@@ -99,14 +99,16 @@ fn a_running_sync_covers_what_it_will_have_made_durable() {
     world.write();
     let mut commit = pin!(world.journal.commit(Seq(1)));
     assert!(now(commit.as_mut()).is_pending());
-    let formed = world.journal.form(&mut world.lanes, &[zeros(1, 1)], &[], IoVecs::new()).expect("room");
+    let formed =
+        world.journal.form(&mut world.lanes, Content::new(&[zeros(1, 1)], &[]), IoVecs::new()).expect("room");
     assert_eq!(formed.address, PBlock(3));
     // It completes while that sync runs, which so does not cover it: the next version goes elsewhere again.
     world.journal.written(&mut world.lanes, &formed);
     world.journal.settle(formed.seq);
     world.disk.complete(0);
     assert!(now(commit.as_mut()).is_ready());
-    let third = world.journal.form(&mut world.lanes, &[zeros(1, 1)], &[], IoVecs::new()).expect("room");
+    let third =
+        world.journal.form(&mut world.lanes, Content::new(&[zeros(1, 1)], &[]), IoVecs::new()).expect("room");
     assert_eq!(third.address, PBlock(4));
 }
 

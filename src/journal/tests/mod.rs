@@ -11,7 +11,7 @@ use std::path::Path;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use super::{Formed, Journal, JournalStart, Lanes, NotFormed};
+use super::{Content, Formed, Journal, JournalStart, Lanes, NotFormed};
 use crate::error::Kind;
 use crate::format::{JournalBlock, LayerId, Place, Record, RecordExtent, Salt, decode_records};
 use crate::storage::sim::{SimDisk, SimFile};
@@ -51,7 +51,7 @@ impl World {
     /// Forms a record of `extents` extents.
     fn form_big(&mut self, extents: usize) -> Result<Formed, NotFormed> {
         let extents = vec![zeros(3, 1); extents];
-        self.journal.form(&mut self.lanes, &extents, &[], IoVecs::new()).map_err(|e| e.0)
+        self.journal.form(&mut self.lanes, Content::new(&extents, &[]), IoVecs::new()).map_err(|e| e.0)
     }
 
     fn form(&mut self) -> Formed {

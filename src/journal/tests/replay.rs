@@ -13,6 +13,7 @@ fn bare(seq: u64, unsettled: &[u64]) -> Record {
         unsettled: unsettled.iter().map(|n| (seq - n) as u32).collect(),
         extents: vec![zeros(seq, 2)],
         crcs: vec![],
+        resize: None,
     }
 }
 

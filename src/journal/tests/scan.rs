@@ -24,6 +24,7 @@ fn data(seq: u64, durable: u64, pblock: u64, blocks: u32) -> Record {
         unsettled: vec![],
         extents: vec![zeros(9, 7), extent],
         crcs,
+        resize: None,
     }
 }
 
@@ -43,7 +44,8 @@ impl Ring {
         let mut used = crate::format::JOURNAL_HEADER_BYTES;
         for r in records {
             let (unsettled, extents, crcs) = (&r.unsettled[..], &r.extents[..], &r.crcs[..]);
-            let record = RecordRef { seq: r.seq, durable: r.durable, unsettled, extents, crcs };
+            let record =
+                RecordRef { seq: r.seq, durable: r.durable, unsettled, extents, crcs, resize: r.resize };
             used += encode_record(&record, Salt::new(layer, epoch), &mut block[used..]).expect("it fits");
         }
         self.bytes[(2 + at as usize) * BLOCK_SIZE..][..BLOCK_SIZE].copy_from_slice(&block[..]);

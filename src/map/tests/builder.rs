@@ -149,6 +149,20 @@ fn deleting_everything_leaves_no_tree() {
     }
 }
 
+/// As a resize has it: zeros to the end of the address space, of which only those of the disk are kept.
+#[test]
+fn zeros_behind_the_end_of_the_disk_are_not_kept() {
+    let mut world = World::new(true);
+    let runs: Vec<Run> = (0..3000).map(|i| world.data(i * 5, 2)).collect();
+    world.batch(&runs);
+    for (end, zero_from) in [(9_002, 9_002), (20_000, 9_002), (20_000, 7_001), (1, 1), (1 << 40, 1)] {
+        world.zeros_to = end;
+        world.batch(&[(zero_from, (1 << 40) - zero_from, None)]);
+        let run = world.data(end - 1, 1);
+        world.batch(&[run]);
+    }
+}
+
 #[test]
 fn zeroing_terabytes_takes_few_nodes() {
     let mut world = World::new(true);

@@ -92,7 +92,7 @@ impl NodeSink for NoSink {
 /// Zeroes the whole disk.
 fn rebuild(tree: &Tree<Ram>, root: TreeRoot) -> Result<(), Error> {
     let change = Change { vblock: VBlock(0), blocks: 1 << 40, place: Place::Zero, crcs: Vec::new() };
-    now(build(tree, root, &[change], true, Seq(9), &mut NoSink)).map(|_| ())
+    now(build(tree, root, &[change], VBlock(1 << 40), Seq(9), &mut NoSink)).map(|_| ())
 }
 
 fn assert_corrupt<T: std::fmt::Debug>(result: Result<T, Error>, at: u64) {

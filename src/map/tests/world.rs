@@ -33,7 +33,8 @@ pub(super) struct World {
     pub(super) file: Ram,
     pub(super) root: TreeRoot,
     pub(super) model: Runs,
-    pub(super) keep_zeros: bool,
+    /// Zeros behind it are not kept.
+    pub(super) zeros_to: u64,
     /// Where new data goes; nodes go to the lowest free blocks, so that freed ones are used again at once.
     pub(super) next_data: u64,
     pub(super) cache_bytes: u64,
@@ -85,7 +86,7 @@ impl World {
             file: Ram::default(),
             root: TreeRoot::default(),
             model: Runs::default(),
-            keep_zeros,
+            zeros_to: if keep_zeros { 1 << 40 } else { 0 },
             next_data: 1 << 30,
             cache_bytes: 1 << 20,
             builds: 0,
@@ -129,8 +130,16 @@ impl World {
         self.root = built.root;
         for &(first, blocks, data) in &batch.all() {
             match data {
-                None if !self.keep_zeros => self.model.remove(first, blocks),
-                _ => self.model.set((first, blocks, data)),
+                Some(_) => self.model.set((first, blocks, data)),
+                None => {
+                    let kept = blocks.min(self.zeros_to.saturating_sub(first));
+                    if kept > 0 {
+                        self.model.set((first, kept, None));
+                    }
+                    if kept < blocks {
+                        self.model.remove(first + kept, blocks - kept);
+                    }
+                }
             }
         }
         self.assert_same(&before, &built);
@@ -149,7 +158,7 @@ impl World {
         let taken: BTreeSet<u64> = before.nodes.union(&before.data).copied().collect();
         let mut sink = Sink { file: self.file.clone(), taken, next: 100, given: BTreeSet::new(), left };
         let by = Seq(1000 + self.builds);
-        let built = now(build(tree, self.root, changes, self.keep_zeros, by, &mut sink))?;
+        let built = now(build(tree, self.root, changes, VBlock(self.zeros_to), by, &mut sink))?;
         assert!(built.freed.iter().all(|f| f.by == by && f.blocks > 0));
         assert_eq!(built.nodes, sink.given.len() as u64, "every block that was taken is written once");
         Ok(built)

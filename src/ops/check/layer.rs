@@ -51,6 +51,7 @@ pub(super) async fn check_layer<S: Storage>(
     let mut check = LayerCheck {
         path,
         sb: &sb,
+        new_end: VBlock(blocks_for(pending.size().unwrap_or(sb.virtual_size))),
         high_water,
         meta,
         used: Used::default(),
@@ -160,6 +161,8 @@ fn leftovers<S: Storage>(storage: &S, path: &Path, meta: &Meta, findings: &mut F
 struct LayerCheck<'a, F: File> {
     path: &'a Path,
     sb: &'a Superblock,
+    /// The end of the disk, as the journal has it.
+    new_end: VBlock,
     /// Blocks from here on were never allocated.
     high_water: PBlock,
     meta: Meta,
@@ -176,7 +179,10 @@ impl<F: File> LayerCheck<'_, F> {
         let mut used = Used::default();
         for Change { vblock, blocks, place, crcs } in pending.frozen_changes(Slot(0)) {
             let range = vblock..vblock.plus(blocks);
-            self.inside_disk(&range);
+            // The zeros of a resize have no end.
+            if place != Place::Zero || pending.size().is_none() {
+                self.inside_disk(&range, self.new_end);
+            }
             let Place::Data(pblock) = place else { continue };
             let fits = self.placed(pblock, blocks, Some(&range));
             if fits && !used.insert(pblock.0..pblock.0 + blocks) {
@@ -215,7 +221,7 @@ impl<F: File> LayerCheck<'_, F> {
         for extent in &leaf.extents {
             let blocks = u64::from(extent.blocks);
             let range = extent.vblock..extent.vblock.plus(blocks);
-            self.inside_disk(&range);
+            self.inside_disk(&range, VBlock(self.sb.virtual_blocks()));
             let Place::Data(pblock) = extent.place else { continue };
             let fits = self.placed(pblock, blocks, Some(&range));
             if fits && !self.used.insert(pblock.0..pblock.0 + blocks) {
@@ -237,10 +243,10 @@ impl<F: File> LayerCheck<'_, F> {
         self.findings.add(Finding::of(Code::TreeNode, self.path, error).affects(lost));
     }
 
-    fn inside_disk(&mut self, range: &Range<VBlock>) {
-        let end = self.sb.virtual_blocks();
-        if range.end.0 > end {
-            let text = format!("extent of blocks {}..{}, but the disk has {end}", range.start.0, range.end.0);
+    fn inside_disk(&mut self, range: &Range<VBlock>, end: VBlock) {
+        if range.end > end {
+            let (first, last, end) = (range.start.0, range.end.0, end.0);
+            let text = format!("extent of blocks {first}..{last}, but the disk has {end}");
             self.findings.add(Finding::new(Code::ExtentOutside, self.path, text).affects(range.clone()));
         }
     }

@@ -11,7 +11,7 @@ use super::names::{Broken, check_mount, check_names, copy_access, overlay, put_b
 use crate::chain::{Image, LiveSnapshot, NewHead, SnapshotName, snapshot_path, unused_temporary};
 use crate::error::{Error, Kind, Result, printable};
 use crate::format::{Sealed, Superblock};
-use crate::layer;
+use crate::layer::{self, NewLayer};
 use crate::storage::{File, Storage};
 
 /// A live snapshot under way. Dropped before [`LiveCut::cut`] it leaves the image as it was, as far as names can be put
@@ -118,7 +118,8 @@ async fn make_head<S: Storage>(
     target: &Path,
     temporary: &Path,
 ) -> Result<NewHead<S>> {
-    let new = overlay(&live.old.superblock(), head, target);
+    // A resize may not have reached the superblock.
+    let new = NewLayer { virtual_size: live.size(), ..overlay(&live.old.superblock(), head, target) };
     let made = layer::create(storage, temporary, &new).await?;
     let opened = async {
         copy_access(&made, &live.old.reader.file).map_err(|e| e.at(temporary))?;
