@@ -9,6 +9,7 @@ mod info;
 mod list;
 mod map;
 mod output;
+mod resize;
 mod rollback;
 mod serve;
 mod size;
@@ -62,6 +63,7 @@ enum Command {
     Map(map::Args),
     Snapshot(snapshot::Args),
     Rollback(rollback::Args),
+    Resize(resize::Args),
     Check(check::Args),
     Bench(bench::Args),
 }
@@ -88,6 +90,7 @@ fn run(command: Command, out: &Output) -> Result<u8> {
         Command::Map(args) => map::run(args, out),
         Command::Snapshot(args) => snapshot::run(args, out),
         Command::Rollback(args) => rollback::run(args, out),
+        Command::Resize(args) => resize::run(args, out),
         Command::Check(args) => check::run(args, out),
         Command::Bench(args) => bench::run(args, out),
     }

@@ -1,8 +1,13 @@
 //! `create`: a new image, empty or on a base.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::chain::{describe_raw, hints_between, unused_temporary};
+use super::process;
+use super::resize::with_growth;
+use crate::chain::{
+    Access, ImageQueue, OpenOptions, describe_raw, hints_between, open_chain, unused_temporary,
+};
 use crate::error::{Error, Kind, Result};
 use crate::format::{Parent, PathHints, Superblock};
 use crate::layer::{self, NewLayer, read_slots, sync_sealed};
@@ -50,10 +55,14 @@ pub async fn create<S: Storage>(
     let path = real_place(storage, path)?;
     // Held until the new file has taken the old one's place.
     let replaced = take_over(storage, &path, options.force).await?;
-    let new = describe(storage, &path, options, replaced.as_ref().map(|(_, meta)| meta)).await?;
+    let (new, border) = describe(storage, &path, options, replaced.as_ref().map(|(_, meta)| meta)).await?;
     let temporary = unused_temporary(storage, &path)?;
     let file = layer::create(storage, &temporary, &new).await?;
-    let placed = put_in_place(storage, &temporary, &path, replaced.is_some());
+    let finished = match border {
+        Some(border) => zero_behind(storage, &temporary, border).await,
+        None => Ok(()),
+    };
+    let placed = finished.and_then(|()| put_in_place(storage, &temporary, &path, replaced.is_some()));
     if placed.is_err() {
         // Ours: it was made with O_EXCL.
         let _ = storage.unlink(&temporary);
@@ -99,13 +108,28 @@ async fn take_over<S: Storage>(storage: &S, path: &Path, force: bool) -> Result<
     Ok(Some((file, meta)))
 }
 
-/// Checks the options and looks at the base.
+/// What a layer's last block holds behind the end of its disk may be anything: a larger disk on it gets zeros there.
+async fn zero_behind<S: Storage>(storage: &S, path: &Path, border: u64) -> Result<()> {
+    let open = OpenOptions::new(Access::Write(process::holder("")));
+    let (image, _) = open_chain(storage, path, &open).await?;
+    let image = Arc::new(image);
+    let work = async {
+        let queue = ImageQueue::new(image.clone());
+        let done = queue.zero_behind(border).await;
+        queue.close();
+        let closed = image.close().await;
+        done.and(closed)
+    };
+    with_growth(&image, work).await
+}
+
+/// Checks the options and looks at the base. Gives also where a layer below ends that is smaller, within a block.
 async fn describe<S: Storage>(
     storage: &S,
     path: &Path,
     options: &CreateOptions,
     replaced: Option<&Meta>,
-) -> Result<NewLayer> {
+) -> Result<(NewLayer, Option<u64>)> {
     let base = match &options.base {
         None => Base { parent: Parent::None, size: None, sector_size: None },
         Some((base, format)) => {
@@ -124,7 +148,10 @@ async fn describe<S: Storage>(
         return Err(Error::new(Kind::Usage, "a size is needed: --size, or a base that has one"));
     };
     check_numbers(size, sector_size, journal)?;
-    Ok(NewLayer { sector_size, journal, parent: base.parent, mode: MODE, ..NewLayer::empty(size) })
+    let is_layer = matches!(base.parent, Parent::Layer { .. });
+    let border = base.size.filter(|end| is_layer && *end < size && !end.is_multiple_of(BLOCK));
+    let new = NewLayer { sector_size, journal, parent: base.parent, mode: MODE, ..NewLayer::empty(size) };
+    Ok((new, border))
 }
 
 fn check_numbers(size: u64, sector_size: u32, journal: u64) -> Result<()> {

@@ -49,6 +49,18 @@ pub async fn map<'a, S: Storage>(
     chain: &'a Chain<S>,
     found: impl FnMut(MapRun<'a>) -> ControlFlow<()>,
 ) -> Result<()> {
+    map_from(chain, 0, found).await
+}
+
+/// As [`map`], from the block on that holds byte `pos`.
+///
+/// # Errors
+/// As [`map`].
+pub async fn map_from<'a, S: Storage>(
+    chain: &'a Chain<S>,
+    pos: u64,
+    found: impl FnMut(MapRun<'a>) -> ControlFlow<()>,
+) -> Result<()> {
     let size = chain.geometry().size;
     let end = VBlock(blocks_for(size));
     let mut cursors: Vec<Cursor<'a, S>> = Vec::with_capacity(chain.layers.len());
@@ -59,7 +71,7 @@ pub async fn map<'a, S: Storage>(
         cursors.push(Cursor::new(layer, reach));
     }
     let mut joiner = Joiner { size, last: None, found };
-    let mut next = VBlock(0);
+    let mut next = VBlock::holding(pos);
     while next < end {
         let (piece, place, _) = top_piece(chain, &mut cursors, next..end, reach).await?;
         next = piece.end;

@@ -8,13 +8,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::daemon::Event;
-use super::jobs::{Jobs, SnapshotJob, Step, first_of};
+use super::jobs::{Job, Jobs, ResizeJob, SnapshotJob, Step, first_of};
 use super::open::{OpenRequest, Opened, open};
 use super::{Log, Mode};
 use serde_json::{Value, json};
 
 use crate::chain::Image;
-use crate::ops::{LiveCut, process};
+use crate::ops::{self, LiveCut, process};
 use crate::runtime::sync::Monitor;
 use crate::runtime::{RingOptions, Runtime, sleep, spawn, thread};
 use crate::storage::File;
@@ -133,13 +133,18 @@ struct Snapshots {
 }
 
 impl Snapshots {
-    /// Takes snapshots as clients ask for them. One that is under way when the image is to be closed is given up.
+    /// Takes snapshots and resizes as clients ask for them. A snapshot that is under way when the image is to be closed is
+    /// given up; a resize comes to its end before.
     async fn run(self, image: Arc<Image<Uring>>, phase: Arc<Monitor<Phase>>) {
         let ours = Rc::new(self);
         loop {
             let job = ours.jobs.next().await;
             let (ours, image, phase) = (ours.clone(), image.clone(), phase.clone());
             drop(spawn(async move {
+                let job = match job {
+                    Job::Snapshot(job) => job,
+                    Job::Resize(job) => return ours.resize(image, job).await,
+                };
                 let taken = ours.take(&image, &phase, &job).await;
                 // Before the client is told: it may look for what belongs to the image.
                 drop(image);
@@ -148,6 +153,20 @@ impl Snapshots {
                 }
             }));
         }
+    }
+
+    async fn resize(&self, image: Arc<Image<Uring>>, job: ResizeJob) {
+        let resized = match self.mode {
+            Mode::Write => ops::resize_open(&image, &job.options).await,
+            Mode::ReadOnly | Mode::Temporary => Err(Error::new(
+                Kind::Unsupported,
+                "a disk that is served read-only, or temporarily, keeps its size",
+            )
+            .at(image.path())),
+        };
+        drop(image);
+        // A client that has gone does not hear of it.
+        let _ = job.answer.send(resized);
     }
 
     /// Goes through the steps of a snapshot. `None`: its client does not want it any more.

@@ -8,9 +8,13 @@
 //! | then `{"v":1,"command":"hold"}`              | `{"v":1,"held":true}`: all is durable, requests wait              |
 //! | then `{"v":1,"command":"cut"}`               | `{"v":1,"path":…,"layer_id":…}`: the snapshot is taken            |
 //! | then, or not, `{"v":1,"command":"sealed"}`   | `{"v":1,"sealed":true}`: its file does not change any more        |
+//! | `{"v":1,"command":"resize","size":{"to":N}}` | `{"v":1,"from":…,"to":…,"data_cut":…,"note":…}`, when it is durable |
 //!
 //! With `"if_changed":true` a snapshot of a disk on which nothing was changed since the last one is not taken:
 //! `{"v":1,"unchanged":true,"path":…}`, with the file of the last one.
+//!
+//! `"size":{"by":N}` makes the disk larger by N bytes. Without `"force":true` nothing is cut; with `"dry_run":true` nothing
+//! is changed. `note` is null, or what the users of the disk should know.
 //!
 //! Anything that fails is answered with `{"v":1,"error":{…}}`. A snapshot that its client leaves half done, by closing
 //! the connection or by taking too long, was none. Clients are not trusted with more than the socket's permissions say:
@@ -24,7 +28,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -33,12 +37,13 @@ use serde_json::{Value, json};
 use super::daemon::{Event, StopRequest};
 use super::jobs::{Jobs, Step, Talk};
 use crate::chain::SnapshotName;
+use crate::ops::{NewSize, ResizeOptions, Resized};
 use crate::runtime::net::{self, Direction};
 use crate::{Error, Kind, Result};
 
 /// Version of the protocol.
 pub(super) const VERSION: u32 = 1;
-const COMMANDS: [&str; 6] = ["status", "stop", "snapshot", "hold", "cut", "sealed"];
+const COMMANDS: [&str; 7] = ["status", "stop", "snapshot", "hold", "cut", "sealed", "resize"];
 /// Longest request in bytes.
 const MAX_LINE: u64 = 64 << 10;
 /// Connections at once; further ones are closed.
@@ -57,11 +62,23 @@ pub(super) struct Request {
     pub(super) name: Option<String>,
     #[serde(default)]
     pub(super) if_changed: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) size: Option<NewSize>,
+    #[serde(default)]
+    pub(super) dry_run: bool,
 }
 
 impl Request {
     pub(super) fn new(command: &str) -> Request {
-        Request { v: VERSION, command: command.into(), force: false, name: None, if_changed: false }
+        Request {
+            v: VERSION,
+            command: command.into(),
+            force: false,
+            name: None,
+            if_changed: false,
+            size: None,
+            dry_run: false,
+        }
     }
 }
 
@@ -217,6 +234,9 @@ impl Server {
             match parse(&line) {
                 Ok(request) if request.command == "stop" => return self.stop(client, request.force),
                 Ok(request) if request.command == "status" => send(client, &(self.report)())?,
+                Ok(request) if request.command == "resize" => {
+                    send(client, &self.resize(&request).unwrap_or_else(|e| failed(&e)))?;
+                }
                 Ok(request) => match self.snapshot(&request, &mut snapshot) {
                     Ok(answer) => send(client, &answer)?,
                     Err(e) => {
@@ -248,6 +268,30 @@ impl Server {
         }
     }
 
+    /// Looks what there is to do, asks the session if something would be cut, does it, and has the frontend told.
+    fn resize(&self, request: &Request) -> Result<Value> {
+        let size = request.size.ok_or_else(|| Error::new(Kind::Usage, "a resize needs a size"))?;
+        let plan = self.jobs.resize(ResizeOptions { size, shrink: request.force, dry_run: true })?;
+        if request.dry_run {
+            return Ok(resized(plan, None));
+        }
+        if plan.to < plan.from {
+            let (answer, answered) = channel();
+            self.ask(Event::MayShrink(answer), &answered)??;
+        }
+        let options = ResizeOptions { size: NewSize::To(plan.to), shrink: request.force, dry_run: false };
+        let done = self.jobs.resize(options)?;
+        let (answer, answered) = channel();
+        let note = self.ask(Event::Resized(done.to, answer), &answered)?;
+        Ok(resized(done, note))
+    }
+
+    /// Has the session answer.
+    fn ask<T>(&self, event: Event, answered: &Receiver<T>) -> Result<T> {
+        self.events.send(event).map_err(|_| is_ending())?;
+        answered.recv().map_err(|_| is_ending())
+    }
+
     /// Hands the request to the daemon and answers when it is done. After a stop the connection stays open until the
     /// process has ended, and with it the image's lock: its end tells the client.
     fn stop(&self, mut client: &UnixStream, force: bool) -> io::Result<()> {
@@ -270,6 +314,11 @@ impl Server {
         }
         Ok(())
     }
+}
+
+fn resized(done: Resized, note: Option<String>) -> Value {
+    let Resized { from, to, data_cut } = done;
+    json!({ "v": VERSION, "from": from, "to": to, "data_cut": data_cut, "note": note })
 }
 
 fn parse(line: &[u8]) -> Result<Request> {

@@ -23,6 +23,10 @@ pub(super) enum Event {
     Stop(StopRequest),
     /// A snapshot was taken: the image's path names another file now.
     NewHead(FileId),
+    /// The disk is to lose its end: may it?
+    MayShrink(Sender<Result<()>>),
+    /// The disk has another size in bytes; the answer is what a client should know of its device.
+    Resized(u64, Sender<Option<String>>),
 }
 
 /// A client's wish.

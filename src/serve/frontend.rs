@@ -159,6 +159,29 @@ impl Frontend {
         }
     }
 
+    /// Refuses with [`Kind::InUse`] if users of the disk would lose its end under their feet.
+    pub(super) fn may_shrink(&self) -> Result<()> {
+        match self {
+            Frontend::Ublk(device) => device.may_shrink(),
+            // A client that goes on gets an error behind the end.
+            Frontend::Nbd(_) => Ok(()),
+        }
+    }
+
+    /// The disk has `size` bytes now. Gives what its users should know.
+    pub(super) fn resized(&self, size: u64) -> Option<String> {
+        match self {
+            Frontend::Ublk(device) => match device.update_size(size) {
+                Ok(()) => None,
+                Err(e) => Some(format!("{e}: the device keeps its size until the disk is served again")),
+            },
+            Frontend::Nbd(server) if server.connections() > 0 => {
+                Some("clients see the new size when they connect again".to_owned())
+            }
+            Frontend::Nbd(_) => None,
+        }
+    }
+
     /// True if it can be left to the next daemon.
     pub(super) fn can_wait(&self) -> bool {
         matches!(self, Frontend::Ublk(device) if device.outlives_its_server())

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::control::{VERSION, is_ending};
 use crate::chain::SnapshotName;
+use crate::ops::{ResizeOptions, Resized};
 use crate::runtime::sleep;
 use crate::runtime::sync::Monitor;
 use crate::{Error, Kind, Result};
@@ -49,10 +50,24 @@ pub(super) struct Talk {
     answers: Receiver<Result<Value>>,
 }
 
+/// A resize that is to be done, and who waits for it.
+#[derive(Debug)]
+pub(super) struct ResizeJob {
+    pub(super) options: ResizeOptions,
+    pub(super) answer: Sender<Result<Resized>>,
+}
+
+/// Something to do.
+#[derive(Debug)]
+pub(super) enum Job {
+    Snapshot(SnapshotJob),
+    Resize(ResizeJob),
+}
+
 /// What is to be done.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Jobs {
-    queue: Arc<Monitor<VecDeque<SnapshotJob>>>,
+    queue: Arc<Monitor<VecDeque<Job>>>,
 }
 
 impl Jobs {
@@ -61,12 +76,19 @@ impl Jobs {
         let step = Arc::new(Monitor::new(Step::Prepare));
         let (answers, answered) = channel();
         let job = SnapshotJob { name, if_changed, step: step.clone(), answers };
-        self.queue.update(|queue| queue.push_back(job));
+        self.queue.update(|queue| queue.push_back(Job::Snapshot(job)));
         Talk { step, answers: answered }
     }
 
+    /// Asks for a resize, and waits for it.
+    pub(super) fn resize(&self, options: ResizeOptions) -> Result<Resized> {
+        let (answer, answered) = channel();
+        self.queue.update(|queue| queue.push_back(Job::Resize(ResizeJob { options, answer })));
+        answered.recv().unwrap_or_else(|_| Err(is_ending()))
+    }
+
     /// Waits for something to do.
-    pub(super) async fn next(&self) -> SnapshotJob {
+    pub(super) async fn next(&self) -> Job {
         self.queue.wait(VecDeque::pop_front).await
     }
 }

@@ -157,6 +157,15 @@ pub(super) fn writer_of(path: &Path) -> Result<Option<PathBuf>> {
     listed.map_or_else(|| recorded_socket(path), |socket| Ok(Some(socket)))
 }
 
+/// The device of the image `path` that waits for the next daemon.
+pub(super) fn waiting_device(path: &Path) -> Option<String> {
+    let found = all(|entry| entry.mode == Mode::Write && entry.is_of(path));
+    found.into_iter().find_map(|found| match found {
+        Found::Waiting(_, entry, _) => Some(entry.place),
+        Found::Daemon(_) => None,
+    })
+}
+
 /// A device as it stands in an entry, if `target` names one.
 fn place_of(target: &OsStr) -> Option<String> {
     let text = target.to_str()?;

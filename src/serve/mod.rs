@@ -16,6 +16,7 @@ mod jobs;
 mod manage;
 mod open;
 mod registry;
+mod resize;
 mod session;
 mod snapshot;
 mod start;
@@ -27,6 +28,7 @@ pub use disk::{ImageDisk, ServedQueue};
 pub use fork::{Forked, fork};
 pub use manage::{Stopped, status, stop};
 pub use registry::{Entry, Registry};
+pub use resize::{ResizeDone, resize};
 pub use snapshot::{Taken, snapshot};
 pub use status::{ByKind, CacheStatus, ImageStatus, Job, JournalStatus, SpaceStatus, State, Trouble};
 

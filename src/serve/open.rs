@@ -67,23 +67,37 @@ async fn open_temporary(
     options: &OpenOptions,
 ) -> Result<(Image<Uring>, OpenReport)> {
     let below = ops::read_superblock(&Uring, &request.path).await?;
-    let new = NewLayer {
-        sector_size: below.sector_size,
-        parent: Parent::Layer { layer: below.layer, root_crc: None, hints: PathHints::default() },
-        ..NewLayer::empty(below.virtual_size)
-    };
-    drop(layer::create(&Uring, overlay, &new).await?);
+    let mut size = below.virtual_size;
+    // A resize may stand in the journal, which is read when the image is opened.
+    for _ in 0..2 {
+        let new = NewLayer {
+            sector_size: below.sector_size,
+            parent: Parent::Layer { layer: below.layer, root_crc: None, hints: PathHints::default() },
+            ..NewLayer::empty(size)
+        };
+        let (image, report) = open_overlay(request, overlay, options, &new).await?;
+        let chain = image.chain();
+        let now = &chain.layers[1];
+        if (now.sb.layer, now.size) == (below.layer, size) {
+            return Ok((image, report));
+        }
+        size = now.size;
+    }
+    Err(Error::new(Kind::InUse, "it changed while it was opened").at(&request.path))
+}
+
+async fn open_overlay(
+    request: &OpenRequest,
+    overlay: &Path,
+    options: &OpenOptions,
+    new: &NewLayer,
+) -> Result<(Image<Uring>, OpenReport)> {
+    drop(layer::create(&Uring, overlay, new).await?);
     let opened = open_over(&Uring, overlay, &request.path, options, &request.holder).await;
     // From here on only this process knows it, and it ends with this process. The name is ours, made just now.
     let removed = Uring.unlink(overlay).map_err(|e| Error::io("remove", e).at(overlay));
-    let (image, report) = opened?;
-    removed?;
-    let chain = image.chain();
-    let now = &chain.layers[1].sb;
-    if (now.layer, now.virtual_size) != (below.layer, below.virtual_size) {
-        return Err(Error::new(Kind::InUse, "it changed while it was opened").at(&request.path));
-    }
-    Ok((image, report))
+    let opened = opened?;
+    removed.map(|()| opened)
 }
 
 /// Where the overlay of a temporary image goes: beside the image, or, if nothing can be made there, where temporary

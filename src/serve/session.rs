@@ -76,7 +76,7 @@ impl Session {
                     Ok(()) => return self.close_and_tell(&request).map(|()| 0),
                     Err(e) => tell(&request, Err(e)),
                 },
-                Ok(Event::NewHead(file)) => self.new_head(file),
+                Ok(event) => self.note(event),
                 Err(RecvTimeoutError::Timeout) if self.ended_by_others() => {
                     return self.close(End::Gone).map(|()| 0);
                 }
@@ -94,7 +94,6 @@ impl Session {
                     let error = Error::new(Kind::InUse, "it is served for a command that runs");
                     tell(&request, Err(error.at(&self.entry.place)));
                 }
-                Ok(Event::NewHead(file)) => self.new_head(file),
                 Ok(Event::Stop(request)) => {
                     running.send(libc::SIGTERM);
                     match self.stop(true) {
@@ -105,12 +104,28 @@ impl Session {
                         Err(e) => tell(&request, Err(e)),
                     }
                 }
-                _ => {}
+                Ok(event) => self.note(event),
+                Err(_) => {}
             }
             if let Some(code) = running.ended()? {
                 let end = self.end_after_command();
                 return self.close(end).map(|()| code);
             }
+        }
+    }
+
+    /// What happens to a disk that goes on being served.
+    fn note(&mut self, event: Event) {
+        match event {
+            Event::NewHead(file) => self.new_head(file),
+            // Whoever asked may have gone.
+            Event::MayShrink(answer) => {
+                let _ = answer.send(self.frontend.as_ref().map_or(Ok(()), Frontend::may_shrink));
+            }
+            Event::Resized(size, answer) => {
+                let _ = answer.send(self.frontend.as_ref().and_then(|frontend| frontend.resized(size)));
+            }
+            Event::Opened(_) | Event::Signal(_) | Event::Stop(_) => {}
         }
     }
 

@@ -84,6 +84,18 @@ pub(crate) fn change(path: &Path, changes: &[Change], end: End) {
     }
 }
 
+/// The whole disk that the image `path` shows.
+pub(crate) fn read_disk(path: &Path) -> Vec<u8> {
+    let path = fs::canonicalize(path).unwrap();
+    Runtime::new(RingOptions::default()).unwrap().block_on(async move {
+        let options = OpenOptions::new(Access::Read { lock: true });
+        let (image, _) = open_chain(&Uring, &path, &options).await.unwrap();
+        let buf = IoBuf::zeroed(image.geometry().size as usize);
+        ImageQueue::new(Arc::new(image)).read(0, buf.clone()).await.unwrap();
+        buf.to_vec()
+    })
+}
+
 /// This process still has the image open, and its lock: another file of the same content takes its place.
 fn leave_as_dead(path: &Path) {
     let copy = path.with_file_name("copy");

@@ -11,6 +11,7 @@ mod info;
 mod list;
 mod map;
 mod places;
+mod resize;
 mod rollback;
 mod run;
 mod snapshot;

@@ -12,6 +12,7 @@ mod ends;
 mod foreign;
 mod modes;
 mod names;
+mod resize;
 mod snapshots;
 
 use std::time::{Duration, Instant};
