@@ -16,6 +16,7 @@ pub mod units;
 
 pub mod chain;
 pub mod device;
+pub mod doctor;
 pub mod format;
 pub mod nbd;
 pub mod ops;

@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod create;
+mod doctor;
 mod engine;
 mod fork;
 mod info;
@@ -66,6 +67,7 @@ enum Command {
     Resize(resize::Args),
     Check(check::Args),
     Bench(bench::Args),
+    Doctor(doctor::Args),
 }
 
 fn main() -> ExitCode {
@@ -93,6 +95,7 @@ fn run(command: Command, out: &Output) -> Result<u8> {
         Command::Resize(args) => resize::run(args, out),
         Command::Check(args) => check::run(args, out),
         Command::Bench(args) => bench::run(args, out),
+        Command::Doctor(args) => doctor::run(args, out),
     }
 }
 

@@ -4,6 +4,7 @@
 mod bench;
 mod check;
 mod create;
+mod doctor;
 mod fork;
 #[expect(dead_code, reason = "shared with the tests of hostile images")]
 mod image;
