@@ -17,6 +17,7 @@ mod size;
 mod snapshot;
 mod status;
 mod stop;
+mod udev;
 
 use std::ffi::OsStr;
 use std::process::ExitCode;
@@ -68,6 +69,7 @@ enum Command {
     Check(check::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
+    Udev(udev::Args),
 }
 
 fn main() -> ExitCode {
@@ -96,6 +98,7 @@ fn run(command: Command, out: &Output) -> Result<u8> {
         Command::Check(args) => check::run(args, out),
         Command::Bench(args) => bench::run(args, out),
         Command::Doctor(args) => doctor::run(args, out),
+        Command::Udev(args) => udev::run(args, out),
     }
 }
 

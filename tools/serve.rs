@@ -83,11 +83,10 @@ fn address(text: &str) -> Result<Address, String> {
 }
 
 fn name(text: &str) -> Result<String, String> {
-    let bad = text.is_empty() || text.len() > 100 || text.starts_with('.') || text.contains('/');
-    if bad || text.chars().any(char::is_control) {
-        return Err("a name has up to 100 bytes, no `/` or control characters, and no `.` in front".into());
+    match serve::is_disk_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err("a name has up to 100 bytes, no `/` or control characters, and no `.` in front".into()),
     }
-    Ok(text.to_owned())
 }
 
 impl Args {

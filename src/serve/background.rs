@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::daemon::Event;
+use super::daemon::{Event, Wires};
 use super::jobs::{Job, Jobs, ResizeJob, SnapshotJob, Step, first_of};
 use super::open::{OpenRequest, Opened, open};
 use super::{Log, Mode};
@@ -49,7 +49,7 @@ impl Background {
     /// Starts the thread, which opens the image and hands it to `opened`.
     pub(super) fn start(
         request: OpenRequest,
-        (log, jobs, events): (Log, Jobs, Sender<Event>),
+        wires: Wires,
         opened: impl FnOnce(Result<Opened>) + Send + 'static,
     ) -> Result<Background> {
         let phase = Arc::new(Monitor::new(Phase::Running));
@@ -63,6 +63,10 @@ impl Background {
                 Err(e) => return opened(Err(Error::io("set up io_uring on this host", e))),
             };
             runtime.block_on(async move {
+                let Wires { log, jobs, events, pulse, .. } = wires;
+                if let Some(pulse) = pulse {
+                    drop(spawn(pulse.beat()));
+                }
                 let snapshots =
                     Snapshots { jobs, events, mode: request.mode, search: request.search.clone() };
                 match open(request).await {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
 
+use super::notify::VARIABLES;
 use super::sys::{self, Signal};
 use crate::{Error, Result};
 
@@ -19,6 +20,9 @@ impl Running {
         };
         let mut command = Command::new(program);
         command.args(arguments).env(variable.0, variable.1);
+        for name in VARIABLES {
+            command.env_remove(name);
+        }
         sys::unblock_signals(&mut command);
         Ok(Running(command.spawn().map_err(|e| Error::io("start the command", e).at(program))?))
     }

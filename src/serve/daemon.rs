@@ -1,10 +1,14 @@
 //! The life of a daemon, from the command line to its exit status.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
 
 use super::background::Background;
 use super::jobs::Jobs;
+use super::notify::{self, Notifier};
 use super::open::{self, OpenRequest, Opened};
+use super::pulse::Pulse;
 use super::start::{Plan, start};
 use super::sys::{Signal, Signals};
 use super::{Log, ServeOptions};
@@ -40,6 +44,20 @@ pub(super) struct StopRequest {
     pub(super) told: Receiver<()>,
 }
 
+/// What the parts of a daemon tell each other, and the world, with.
+#[derive(Clone, Debug)]
+pub(super) struct Wires {
+    pub(super) log: Log,
+    pub(super) events: Sender<Event>,
+    pub(super) jobs: Jobs,
+    pub(super) notifier: Arc<Notifier>,
+    /// Asks the threads that serve, where a service manager watches over them.
+    pub(super) pulse: Option<Arc<Pulse>>,
+}
+
+/// A recovery that takes longer is none: the service manager may end it.
+const LONGEST_OPEN: Duration = Duration::from_secs(3600);
+
 /// Serves an image until there is a reason to end; gives the exit status. `ready` is called once, with the place where
 /// clients find the disk.
 ///
@@ -55,12 +73,13 @@ pub fn serve(options: &ServeOptions, log: &Log, ready: impl FnOnce(&str)) -> Res
     let plan = Plan::make(options)?;
     let request = plan.open_request(options);
     let (opened, signalled) = (sender.clone(), sender.clone());
-    let jobs = Jobs::default();
+    let notifier = Arc::new(Notifier::from_environment());
+    let pulse = notifier.is_watched().then(Arc::default);
+    let wires = Wires { log: log.clone(), events: sender, jobs: Jobs::default(), notifier, pulse };
     // Nobody listens any more only when the process ends.
-    let background =
-        Background::start(request.clone(), (log.clone(), jobs.clone(), sender.clone()), move |result| {
-            let _ = opened.send(Event::Opened(Box::new(result)));
-        })?;
+    let background = Background::start(request.clone(), wires.clone(), move |result| {
+        let _ = opened.send(Event::Opened(Box::new(result)));
+    })?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
@@ -69,7 +88,8 @@ pub fn serve(options: &ServeOptions, log: &Log, ready: impl FnOnce(&str)) -> Res
             }
         })
         .map_err(|e| Error::io("cannot start a thread", e))?;
-    let opened = match wait_for_open(&events, &request) {
+    wires.notifier.status("opening the image");
+    let opened = match wait_for_open(&events, &request, &wires.notifier) {
         Ok(opened) => opened,
         Err(Broken::Error(e)) => return Err(e),
         Err(Broken::Signal(number)) => return Ok(128 + u8::try_from(number).unwrap_or(0)),
@@ -77,7 +97,7 @@ pub fn serve(options: &ServeOptions, log: &Log, ready: impl FnOnce(&str)) -> Res
     if let Some(line) = open::describe(&opened.report, options.mode) {
         log.say(&format!("{}: {line}", printable(&plan.path.to_string_lossy())));
     }
-    let session = start(options, plan, opened.image, background, (sender, events, jobs), log)?;
+    let session = start(options, plan, opened.image, background, (wires, events))?;
     session.run(options, ready)
 }
 
@@ -87,9 +107,14 @@ enum Broken {
     Signal(i32),
 }
 
-fn wait_for_open(events: &Receiver<Event>, request: &OpenRequest) -> std::result::Result<Opened, Broken> {
+fn wait_for_open(
+    events: &Receiver<Event>,
+    request: &OpenRequest,
+    notifier: &Notifier,
+) -> std::result::Result<Opened, Broken> {
+    let begin = Instant::now();
     loop {
-        match events.recv() {
+        match events.recv_timeout(notify::EXTENSION / 3) {
             Ok(Event::Opened(result)) => return result.map_err(Broken::Error),
             Ok(Event::Signal(signal)) if signal.number != libc::SIGCHLD => {
                 // What was begun is as after a crash at this point: the next open goes on from there.
@@ -98,8 +123,11 @@ fn wait_for_open(events: &Receiver<Event>, request: &OpenRequest) -> std::result
                 }
                 return Err(Broken::Signal(signal.number));
             }
-            Ok(_) => {}
-            Err(_) => return Err(Broken::Error(Error::new(Kind::Io, "the background thread ended early"))),
+            Err(RecvTimeoutError::Timeout) if begin.elapsed() < LONGEST_OPEN => notifier.extend(),
+            Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Broken::Error(Error::new(Kind::Io, "the background thread ended early")));
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::pulse::Pulse;
 use crate::chain::{Image, ImageQueue};
 use crate::device::{Disk, Errno, Geometry, Queue};
 use crate::runtime::spawn;
@@ -17,12 +18,18 @@ const MAX_RUNNERS: usize = 32;
 pub struct ImageDisk {
     image: Arc<Image<Uring>>,
     runners: usize,
+    pulse: Option<Arc<Pulse>>,
 }
 
 impl ImageDisk {
     /// `depth`: requests that a queue has running at once.
     pub fn new(image: Arc<Image<Uring>>, depth: usize) -> ImageDisk {
-        ImageDisk { image, runners: depth.clamp(1, MAX_RUNNERS) }
+        ImageDisk { image, runners: depth.clamp(1, MAX_RUNNERS), pulse: None }
+    }
+
+    /// The threads of its queues take part in `pulse`.
+    pub(super) fn watched(self, pulse: Option<Arc<Pulse>>) -> ImageDisk {
+        ImageDisk { pulse, ..self }
     }
 }
 
@@ -37,6 +44,9 @@ impl Disk for ImageDisk {
         let queue = ImageQueue::new(self.image.clone());
         for _ in 0..self.runners {
             drop(spawn(queue.clone().runner()));
+        }
+        if let Some(pulse) = &self.pulse {
+            drop(spawn(pulse.beat()));
         }
         Rc::new(ServedQueue(queue))
     }

@@ -8,7 +8,7 @@ use super::open::{locate, recorded_holder};
 use super::registry::{Entry, Registry};
 use super::start::clean_up;
 use super::status::ImageStatus;
-use super::{Mode, client};
+use super::{Mode, client, links};
 use crate::storage::FileId;
 use crate::ublk::{self, State};
 use crate::{Error, Kind, Result};
@@ -168,6 +168,9 @@ pub(super) fn waiting_device(path: &Path) -> Option<String> {
 
 /// A device as it stands in an entry, if `target` names one.
 fn place_of(target: &OsStr) -> Option<String> {
+    let linked = Path::new(target).starts_with(links::DIR);
+    let real = if linked { std::fs::canonicalize(target).ok() } else { None };
+    let target = real.as_ref().map_or(target, |real| real.as_os_str());
     let text = target.to_str()?;
     let is_number = text.parse::<u32>().is_ok() && !Path::new(text).exists();
     match text {

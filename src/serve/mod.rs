@@ -13,8 +13,11 @@ mod disk;
 mod fork;
 mod frontend;
 mod jobs;
+mod links;
 mod manage;
+mod notify;
 mod open;
+mod pulse;
 mod registry;
 mod resize;
 mod session;
@@ -26,6 +29,7 @@ mod sys;
 pub use daemon::serve;
 pub use disk::{ImageDisk, ServedQueue};
 pub use fork::{Forked, fork};
+pub use links::{DeviceNames, names_of};
 pub use manage::{Stopped, status, stop};
 pub use registry::{Entry, Registry};
 pub use resize::{ResizeDone, resize};
@@ -38,7 +42,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::DEFAULT_CACHE_BYTES;
+use crate::limits::{DEFAULT_CACHE_BYTES, MAX_NAME_BYTES};
 use crate::nbd::Address;
 use crate::ublk::CopyMode;
 
@@ -112,6 +116,12 @@ impl ServeOptions {
             command: Vec::new(),
         }
     }
+}
+
+/// True if `name` can be the name of a disk: up to 100 bytes, no `/` or control characters, and no `.` in front.
+pub fn is_disk_name(name: &str) -> bool {
+    let bad = name.is_empty() || name.len() > MAX_NAME_BYTES || name.starts_with('.') || name.contains('/');
+    !bad && !name.chars().any(char::is_control)
 }
 
 /// Where a daemon says what it does.

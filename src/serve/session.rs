@@ -1,5 +1,6 @@
 //! A disk that is being served: waits for a reason to end, and ends.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use super::command::Running;
 use super::control::Control;
 use super::daemon::{Event, StopRequest};
 use super::frontend::Frontend;
+use super::notify::Notifier;
 use super::registry::{Entry, Registry};
 use super::{Log, ServeOptions};
 use crate::storage::FileId;
@@ -32,6 +34,7 @@ pub(super) struct Session {
     pub(super) entry: Entry,
     pub(super) events: Receiver<Event>,
     pub(super) log: Log,
+    pub(super) notifier: Arc<Notifier>,
 }
 
 /// How a daemon ends.
@@ -46,6 +49,7 @@ enum End {
 impl Session {
     /// Serves until there is a reason to end; the exit status.
     pub(super) fn run(mut self, options: &ServeOptions, ready: impl FnOnce(&str)) -> Result<u8> {
+        self.notifier.ready(&self.entry.path, &self.entry.place);
         if options.command.is_empty() {
             ready(&self.entry.place);
             return self.until_told();
@@ -225,6 +229,7 @@ impl Session {
 
     /// While the image is still locked: whoever opens it next writes an entry of the same name.
     fn unlist(&mut self, end: End) {
+        self.notifier.stopping();
         let listed = match end {
             End::Gone => self.registry.remove(&self.entry),
             End::Waiting => {

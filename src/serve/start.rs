@@ -3,22 +3,21 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use super::background::Background;
 use super::control::{self, Control, Report, SocketAccess, VERSION};
-use super::daemon::Event;
+use super::daemon::{Event, Wires};
 use super::disk::ImageDisk;
 use super::frontend::{Frontend, FrontendKind, SocketOwner};
-use super::jobs::Jobs;
 use super::open::{OpenRequest, file_id, locate, overlay_path};
 use super::registry::{self, Entry, Identity, Registry};
 use super::session::Session;
 use super::status::ImageStatus;
-use super::{Log, Mode, ServeOptions, client, sys};
+use super::{Mode, ServeOptions, client, links, sys};
 use crate::chain::{Image, split_name};
 use crate::error::printable;
 use crate::ops::process;
@@ -105,19 +104,19 @@ pub(super) fn start(
     plan: Plan,
     image: Arc<Image<Uring>>,
     background: Background,
-    events: (Sender<Event>, Receiver<Event>, Jobs),
-    log: &Log,
+    (wires, events): (Wires, Receiver<Event>),
 ) -> Result<Session> {
-    let starting = Starting { options, plan: &plan, image: &image, log };
-    match starting.run((events.0, events.2)) {
+    let starting = Starting { options, plan: &plan, image: &image, wires: &wires };
+    match starting.run() {
         Ok(Started { frontend, control, entry }) => Ok(Session {
             frontend: Some(frontend),
             background,
             control,
             registry: plan.registry,
             entry,
-            events: events.1,
-            log: log.clone(),
+            events,
+            log: wires.log,
+            notifier: wires.notifier,
         }),
         Err(e) => {
             // The first error is the one to tell; without a clean close the next open recovers.
@@ -131,7 +130,7 @@ struct Starting<'a> {
     options: &'a ServeOptions,
     plan: &'a Plan,
     image: &'a Arc<Image<Uring>>,
-    log: &'a Log,
+    wires: &'a Wires,
 }
 
 struct Started {
@@ -141,13 +140,19 @@ struct Started {
 }
 
 impl Starting<'_> {
-    fn run(&self, events: (Sender<Event>, Jobs)) -> Result<Started> {
+    fn run(&self) -> Result<Started> {
         clean_up(&self.plan.registry);
         let waiting = self.find_waiting()?;
         let tag = waiting.as_ref().map_or(self.plan.tag, |(_, device)| device.tag);
         let entry = Arc::new(Mutex::new(self.plan.entry(self.options, self.image, tag)?));
         let socket = self.socket_owner()?;
-        let control = Control::listen(self.plan.control.clone(), socket, self.report(&entry), events)?;
+        let Wires { log, events, jobs, notifier, pulse } = self.wires;
+        let control = Control::listen(
+            self.plan.control.clone(),
+            socket,
+            self.report(&entry),
+            (events.clone(), jobs.clone()),
+        )?;
         let result = match &waiting {
             Some((_, device)) => self.recover(device),
             None => self.start_new(&entry, socket),
@@ -166,18 +171,24 @@ impl Starting<'_> {
         if self.plan.kind == FrontendKind::Ublk
             && let Err(e) = sys::lock_memory()
         {
-            self.log.say(&format!("{}: its memory may be swapped out: {e}", frontend.place()));
+            log.say(&format!("{}: its memory may be swapped out: {e}", frontend.place()));
         }
         for warning in frontend.warnings() {
-            self.log.say(&format!("{}: {warning}", frontend.place()));
+            log.say(&format!("{}: {warning}", frontend.place()));
         }
         let entry = {
             let mut entry = entry.lock();
             entry.device_id = frontend.device_id();
             entry.place = frontend.place();
+            for line in self.plan.registry.store_with_links(&mut entry)? {
+                log.say(&format!("{}: {line}", entry.place));
+            }
             entry.clone()
         };
-        self.plan.registry.store(&entry)?;
+        links::tell_udev(&entry.place);
+        if let Some(pulse) = pulse {
+            notifier.watch(pulse.clone())?;
+        }
         Ok(Started { frontend, control, entry })
     }
 
@@ -204,7 +215,7 @@ impl Starting<'_> {
     }
 
     fn disk(&self, depth: u16) -> ImageDisk {
-        ImageDisk::new(self.image.clone(), usize::from(depth))
+        ImageDisk::new(self.image.clone(), usize::from(depth)).watched(self.wires.pulse.clone())
     }
 
     /// Sockets have the image's owner, group and mode: whoever may write the image may control it.

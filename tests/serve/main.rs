@@ -14,6 +14,7 @@ mod modes;
 mod names;
 mod resize;
 mod snapshots;
+mod systemd;
 
 use std::time::{Duration, Instant};
 
