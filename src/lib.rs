@@ -14,6 +14,7 @@ pub mod space;
 pub mod sync;
 pub mod units;
 
+pub mod calendar;
 pub mod chain;
 pub mod device;
 pub mod doctor;

@@ -3,13 +3,14 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use cowdisk::calendar;
 use cowdisk::error::{Result, printable};
 use cowdisk::format::{Parent, Superblock};
 use cowdisk::ops::{self, LayerInfo};
 use cowdisk::storage::uring::Uring;
 use serde::Serialize;
 
-use crate::output::{self, Output};
+use crate::output::Output;
 use crate::{engine, size};
 
 /// Show what an image's header says
@@ -191,7 +192,7 @@ fn lines(info: &Info, out: &Output) -> Result<()> {
         out.line(format!(
             "  {}  {}",
             if info.sealed { "taken     " } else { "created   " },
-            output::time(ns)
+            calendar::utc(ns)
         ))?;
     }
     out.line(format!("  sectors     {} bytes", info.sector_size))?;

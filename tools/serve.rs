@@ -24,6 +24,7 @@ held, for the next `serve` of the same image.
 
 Examples:
   cowdisk serve vm.cow
+  cowdisk serve vm.cow --detach
   cowdisk serve vm.cow --frontend nbd --nbd unix:/tmp/vm.sock
   cowdisk serve vm.cow@before-upgrade --read-only
   cowdisk serve vm.cow --temporary --frontend nbd -- sh -c 'nbdinfo \"$COWDISK_URI\"'")]
@@ -60,6 +61,15 @@ pub(crate) struct Args {
     /// The N of /dev/ublkbN
     #[arg(long, value_name = "N")]
     device_id: Option<u32>,
+    /// Return when the disk is ready; a parent of the daemon starts it again if it dies
+    #[arg(long, conflicts_with = "command")]
+    detach: bool,
+    /// Be that parent, with this number
+    #[arg(long, hide = true, value_name = "N", conflicts_with_all = ["detach", "command"])]
+    keep: Option<u64>,
+    /// Be the daemon of that parent
+    #[arg(long, hide = true, value_name = "N", conflicts_with_all = ["detach", "keep", "command"])]
+    kept: Option<u64>,
     /// Serve while this command runs, with COWDISK_DEVICE or COWDISK_URI in its environment, and exit with its status
     #[arg(last = true)]
     command: Vec<OsString>,
@@ -116,13 +126,42 @@ impl Args {
             cache_bytes: self.cache_size,
             device_id: self.device_id,
             search: engine::search(),
+            keeper: self.keep.or(self.kept),
             command: self.command,
             ..ServeOptions::new(self.image)
         }
     }
 }
 
+/// This process's arguments, with `new` in the place of the option `old`.
+fn arguments(old: &str, new: &str) -> Vec<OsString> {
+    let arguments = std::env::args_os().skip(1);
+    arguments.map(|argument| if argument == old { new.into() } else { argument }).collect()
+}
+
+fn detach(out: &Output) -> Result<u8> {
+    let keep = format!("--keep={}", serve::new_tag()?);
+    let mut told = Ok(());
+    // As the daemon printed it: for people, or as JSON.
+    let code = serve::detach(&arguments("--detach", &keep), |line| told = out.line(line))?;
+    told.map(|()| code)
+}
+
+fn keep(args: Args, number: u64, out: &Output) -> Result<u8> {
+    let arguments = arguments(&format!("--keep={number}"), &format!("--kept={number}"));
+    let mut told = Ok(());
+    let code =
+        serve::keep(&args.options(), &arguments, |line| out.as_is(line), |line| told = out.line(line))?;
+    told.map(|()| code)
+}
+
 pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
+    if args.detach {
+        return detach(out);
+    }
+    if let Some(number) = args.keep {
+        return keep(args, number, out);
+    }
     let log = Log::new(|line| {
         // Nobody to tell: nothing to do about it.
         let _ = writeln!(std::io::stderr().lock(), "cowdisk: {}", printable(line));

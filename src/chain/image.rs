@@ -12,7 +12,7 @@ use super::base::Base;
 use super::layers::{Chain, ChainLayer};
 use super::locks::RangeLocks;
 use crate::device::{Errno, Geometry};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::format::Superblock;
 use crate::layer::{Caches, Head};
 #[cfg(feature = "sim")]
@@ -59,6 +59,28 @@ impl OpCounts {
     }
 }
 
+/// The request that an error belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FailedRequest {
+    /// `read`, `write`, `flush`, `discard` or `write_zeroes`.
+    pub operation: &'static str,
+    /// Its first byte on the disk.
+    pub start: u64,
+    /// Its length in bytes.
+    pub length: u64,
+}
+
+/// An error that was met, for `status`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// The request; `None`: work of the image's own.
+    pub place: Option<FailedRequest>,
+    /// What kind of error it is.
+    pub kind: Kind,
+    /// What happened, in which file.
+    pub message: String,
+}
+
 /// An open image: shared by its queues and background tasks.
 #[derive(Debug)]
 pub struct Image<S: Storage> {
@@ -68,7 +90,7 @@ pub struct Image<S: Storage> {
     pub(super) locks: RangeLocks,
     /// For `status`.
     pub counters: Counters,
-    pub(super) errors: Mutex<VecDeque<String>>,
+    errors: Mutex<VecDeque<Failure>>,
     pub(super) background: super::background::State,
     pub(super) snapshots: super::switch::State<S>,
     /// How the files of further heads grow.
@@ -143,18 +165,23 @@ impl<S: Storage> Image<S> {
         (caches.nodes.weight(), caches.spans.weight())
     }
 
-    /// The last errors that requests met, oldest first.
-    pub fn last_errors(&self) -> Vec<String> {
+    /// The last errors, oldest first.
+    pub fn failures(&self) -> Vec<Failure> {
         self.errors.lock().iter().cloned().collect()
     }
 
+    /// The messages of [`Image::failures`].
+    pub fn last_errors(&self) -> Vec<String> {
+        self.errors.lock().iter().map(|failure| failure.message.clone()).collect()
+    }
+
     /// Remembers an error for `status`, and gives what its sender gets.
-    pub(super) fn failed(&self, error: &Error) -> Errno {
+    pub(super) fn failed(&self, error: &Error, place: Option<FailedRequest>) -> Errno {
         let mut errors = self.errors.lock();
         if errors.len() == KEPT_ERRORS {
             errors.pop_front();
         }
-        errors.push_back(error.to_string());
+        errors.push_back(Failure { place, kind: error.kind(), message: error.to_string() });
         Errno(error.kind().errno())
     }
 

@@ -16,7 +16,7 @@ mod switch;
 mod write;
 
 pub use base::{Base, describe_raw, open_base, sample};
-pub use image::{Counters, Image, OpCounts};
+pub use image::{Counters, FailedRequest, Failure, Image, OpCounts};
 pub use layers::{Chain, ChainLayer};
 pub use leftovers::{Leftovers, find_leftovers};
 #[cfg(feature = "shuttle")]

@@ -162,7 +162,7 @@ impl<S: Storage> Image<S> {
                 *seal = match outcome {
                     Ok(()) => Seal::Done,
                     Err(e) => {
-                        let _ = self.failed(&e);
+                        let _ = self.failed(&e, None);
                         Seal::Failed(job, e.kind(), e.to_string())
                     }
                 }
@@ -194,7 +194,7 @@ impl<S: Storage> Image<S> {
                 return Err(e);
             }
             // It is immutable; only its space or its write bits are as they were.
-            let _ = self.failed(&e);
+            let _ = self.failed(&e, None);
         }
         let root = sb.root.crc;
         self.replace_sealing(sealed_layer(job, sb));

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::image::OpCounts;
+use super::image::{FailedRequest, OpCounts};
 use super::queue::{ImageQueue, Stamp};
 use crate::device::Errno;
 use crate::error::{Error, Kind, Result};
@@ -193,33 +193,42 @@ impl<S: Storage> ImageQueue<S> {
         head.journal.commit(seq).await.map_err(|e| e.at(head.path()))
     }
 
-    fn answer(&self, counts: &OpCounts, bytes: u64, result: Result<()>) -> std::result::Result<(), Errno> {
-        counts.count(bytes, &result);
-        result.map_err(|e| self.image.failed(&e))
+    fn answer(
+        &self,
+        counts: &OpCounts,
+        place: FailedRequest,
+        result: Result<()>,
+    ) -> std::result::Result<(), Errno> {
+        counts.count(place.length, &result);
+        result.map_err(|e| self.image.failed(&e, Some(place)))
     }
+}
+
+const fn place(operation: &'static str, start: u64, length: u64) -> FailedRequest {
+    FailedRequest { operation, start, length }
 }
 
 impl<S: Storage> crate::device::Queue for ImageQueue<S> {
     async fn read(&self, pos: u64, buf: IoBuf) -> std::result::Result<(), Errno> {
         let result = self.do_read(pos, &buf).await;
-        self.answer(&self.image.counters.read, buf.len() as u64, result)
+        self.answer(&self.image.counters.read, place("read", pos, buf.len() as u64), result)
     }
 
     async fn write(&self, pos: u64, buf: IoBuf, fua: bool) -> std::result::Result<(), Errno> {
         let written = self.do_write(pos, &buf).await;
         let result = self.finish(written, fua).await;
-        self.answer(&self.image.counters.write, buf.len() as u64, result)
+        self.answer(&self.image.counters.write, place("write", pos, buf.len() as u64), result)
     }
 
     async fn flush(&self) -> std::result::Result<(), Errno> {
         let result = self.commit(|head| Stamp { head: head.tag(), seq: head.journal.acked() }).await;
-        self.answer(&self.image.counters.flush, 0, result)
+        self.answer(&self.image.counters.flush, place("flush", 0, 0), result)
     }
 
     async fn discard(&self, pos: u64, len: u64, fua: bool) -> std::result::Result<(), Errno> {
         let written = self.do_discard(pos, len).await;
         let result = self.finish(written, fua).await;
-        self.answer(&self.image.counters.discard, len, result)
+        self.answer(&self.image.counters.discard, place("discard", pos, len), result)
     }
 
     async fn write_zeroes(
@@ -237,6 +246,6 @@ impl<S: Storage> crate::device::Queue for ImageQueue<S> {
             },
         };
         let result = self.finish(written, fua).await;
-        self.answer(&self.image.counters.zero, len, result)
+        self.answer(&self.image.counters.zero, place("write_zeroes", pos, len), result)
     }
 }

@@ -13,7 +13,16 @@ const PR_SET_IO_FLUSHER: libc::c_int = 57;
 ///
 /// The kernel's workers of a ring copy this from the thread that made the ring: call it before.
 pub fn set_io_flusher() -> io::Result<()> {
-    let (on, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    io_flusher(1)
+}
+
+/// Takes [`set_io_flusher`] back; programs that are run would inherit it. Does nothing but one system call.
+pub fn clear_io_flusher() -> io::Result<()> {
+    io_flusher(0)
+}
+
+fn io_flusher(on: libc::c_ulong) -> io::Result<()> {
+    let unused: libc::c_ulong = 0;
     // SAFETY: takes plain numbers.
     check(unsafe { libc::prctl(PR_SET_IO_FLUSHER, on, unused, unused, unused) })
 }

@@ -46,7 +46,8 @@ impl Running {
     }
 }
 
-fn exit_code(status: ExitStatus) -> u8 {
+/// As a shell tells it: 128 and the signal's number if a signal ended it.
+pub(super) fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     u8::try_from(code).unwrap_or(u8::MAX)
 }

@@ -13,6 +13,7 @@ use super::start::{Plan, start};
 use super::sys::{Signal, Signals};
 use super::{Log, ServeOptions};
 use crate::error::printable;
+use crate::runtime::thread;
 use crate::storage::FileId;
 use crate::{Error, Kind, Result};
 
@@ -68,6 +69,9 @@ const LONGEST_OPEN: Duration = Duration::from_secs(3600);
 pub fn serve(options: &ServeOptions, log: &Log, ready: impl FnOnce(&str)) -> Result<u8> {
     abort_on_panic();
     check(options)?;
+    // Before threads and rings are made, which inherit it: a guest's write must not wait for memory that waits for it. Where
+    // it is forbidden the threads of a device say so.
+    let _ = thread::set_io_flusher();
     let mut signals = Signals::take().map_err(|e| Error::io("take over signals", e))?;
     let (sender, events) = channel();
     let plan = Plan::make(options)?;

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::latency::{Clock, DiskTimes, Operation};
 use super::pulse::Pulse;
 use crate::chain::{Image, ImageQueue};
 use crate::device::{Disk, Errno, Geometry, Queue};
@@ -19,17 +20,23 @@ pub struct ImageDisk {
     image: Arc<Image<Uring>>,
     runners: usize,
     pulse: Option<Arc<Pulse>>,
+    times: Arc<DiskTimes>,
 }
 
 impl ImageDisk {
     /// `depth`: requests that a queue has running at once.
     pub fn new(image: Arc<Image<Uring>>, depth: usize) -> ImageDisk {
-        ImageDisk { image, runners: depth.clamp(1, MAX_RUNNERS), pulse: None }
+        ImageDisk { image, runners: depth.clamp(1, MAX_RUNNERS), pulse: None, times: Arc::default() }
     }
 
     /// The threads of its queues take part in `pulse`.
     pub(super) fn watched(self, pulse: Option<Arc<Pulse>>) -> ImageDisk {
         ImageDisk { pulse, ..self }
+    }
+
+    /// The times of its requests go to `times`.
+    pub(super) fn timed(self, times: Arc<DiskTimes>) -> ImageDisk {
+        ImageDisk { times, ..self }
     }
 }
 
@@ -48,32 +55,35 @@ impl Disk for ImageDisk {
         if let Some(pulse) = &self.pulse {
             drop(spawn(pulse.beat()));
         }
-        Rc::new(ServedQueue(queue))
+        Rc::new(ServedQueue { queue, clock: self.times.queue() })
     }
 }
 
 /// A queue that ends its runners when its frontend lets go of it.
 #[derive(Debug)]
-pub struct ServedQueue(Rc<ImageQueue<Uring>>);
+pub struct ServedQueue {
+    queue: Rc<ImageQueue<Uring>>,
+    clock: Clock,
+}
 
 impl Drop for ServedQueue {
     fn drop(&mut self) {
-        self.0.close();
+        self.queue.close();
     }
 }
 
 impl Queue for ServedQueue {
     fn read(&self, pos: u64, buf: IoBuf) -> impl Future<Output = Result<(), Errno>> {
-        self.0.read(pos, buf)
+        self.clock.time(Operation::Read, self.queue.read(pos, buf))
     }
     fn write(&self, pos: u64, buf: IoBuf, fua: bool) -> impl Future<Output = Result<(), Errno>> {
-        self.0.write(pos, buf, fua)
+        self.clock.time(Operation::Write, self.queue.write(pos, buf, fua))
     }
     fn flush(&self) -> impl Future<Output = Result<(), Errno>> {
-        self.0.flush()
+        self.clock.time(Operation::Flush, self.queue.flush())
     }
     fn discard(&self, pos: u64, len: u64, fua: bool) -> impl Future<Output = Result<(), Errno>> {
-        self.0.discard(pos, len, fua)
+        self.clock.time(Operation::Discard, self.queue.discard(pos, len, fua))
     }
     fn write_zeroes(
         &self,
@@ -82,6 +92,6 @@ impl Queue for ServedQueue {
         unmap: bool,
         fua: bool,
     ) -> impl Future<Output = Result<(), Errno>> {
-        self.0.write_zeroes(pos, len, unmap, fua)
+        self.clock.time(Operation::WriteZeroes, self.queue.write_zeroes(pos, len, unmap, fua))
     }
 }

@@ -5,6 +5,7 @@
 //! answers on its control socket (`control`); [`status`] and [`stop`] are the other side of these.
 
 mod background;
+mod below;
 mod client;
 mod command;
 mod control;
@@ -13,10 +14,14 @@ mod disk;
 mod fork;
 mod frontend;
 mod jobs;
+mod keeper;
+mod latency;
 mod links;
+mod logfile;
 mod manage;
 mod notify;
 mod open;
+mod prometheus;
 mod pulse;
 mod registry;
 mod resize;
@@ -29,8 +34,11 @@ mod sys;
 pub use daemon::serve;
 pub use disk::{ImageDisk, ServedQueue};
 pub use fork::{Forked, fork};
+pub use keeper::{detach, keep, new_tag};
+pub use latency::{Latencies, Latency};
 pub use links::{DeviceNames, names_of};
 pub use manage::{Stopped, status, stop};
+pub use prometheus::prometheus;
 pub use registry::{Entry, Registry};
 pub use resize::{ResizeDone, resize};
 pub use snapshot::{Taken, snapshot};
@@ -94,6 +102,8 @@ pub struct ServeOptions {
     pub device_id: Option<u32>,
     /// Further directories to look for parents in.
     pub search: Vec<PathBuf>,
+    /// The number of this daemon's keeper, which starts it again if it dies; `None`: there is no keeper.
+    pub keeper: Option<u64>,
     /// Serve only while this command runs; empty: until told to stop.
     pub command: Vec<OsString>,
 }
@@ -113,6 +123,7 @@ impl ServeOptions {
             cache_bytes: DEFAULT_CACHE_BYTES,
             device_id: None,
             search: Vec::new(),
+            keeper: None,
             command: Vec::new(),
         }
     }

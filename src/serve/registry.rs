@@ -68,6 +68,9 @@ pub struct Entry {
     /// The device's links below `/dev/cowdisk` that the daemon has made.
     #[serde(default)]
     pub links: Vec<String>,
+    /// The log, if the daemon has a keeper.
+    #[serde(default)]
+    pub log: Option<PathBuf>,
 }
 
 /// What of an entry never changes.
@@ -101,6 +104,7 @@ impl Entry {
             socket,
             waiting: false,
             links: Vec::new(),
+            log: None,
         }
     }
 

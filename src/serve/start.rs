@@ -9,10 +9,12 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::background::Background;
+use super::below::ublk_devices_below;
 use super::control::{self, Control, Report, SocketAccess, VERSION};
 use super::daemon::{Event, Wires};
 use super::disk::ImageDisk;
 use super::frontend::{Frontend, FrontendKind, SocketOwner};
+use super::latency::DiskTimes;
 use super::open::{OpenRequest, file_id, locate, overlay_path};
 use super::registry::{self, Entry, Identity, Registry};
 use super::session::Session;
@@ -33,6 +35,7 @@ pub(super) struct Plan {
     /// A random number of this start.
     pub(super) tag: u64,
     pub(super) kind: FrontendKind,
+    mode: Mode,
     registry: Registry,
     control: PathBuf,
     nbd: PathBuf,
@@ -41,13 +44,25 @@ pub(super) struct Plan {
 impl Plan {
     /// Finds the file, and names for what belongs to it.
     pub(super) fn make(options: &ServeOptions) -> Result<Plan> {
-        let path = resolve(options)?;
         let registry = Registry::open()?;
-        let tag = random_tag()?;
+        refuse_own_disk(&options.image, &registry)?;
+        let path = resolve(options)?;
+        let tag = options.keeper.map_or_else(random_tag, Ok)?;
         let stem = registry::stem(&path, options.mode, tag);
         let control = registry.dir().join(format!("{stem}.sock"));
         let nbd = registry.dir().join(format!("{stem}.nbd"));
-        Ok(Plan { path, tag, kind: FrontendKind::choose(options), registry, control, nbd })
+        let (kind, mode) = (FrontendKind::choose(options), options.mode);
+        Ok(Plan { path, tag, kind, mode, registry, control, nbd })
+    }
+
+    /// The log of a daemon that has a keeper.
+    pub(super) fn log_path(&self) -> PathBuf {
+        self.control.with_extension("log")
+    }
+
+    /// True if the names that belong to it come from the image alone.
+    pub(super) fn is_writer(&self) -> bool {
+        self.mode == Mode::Write
     }
 
     pub(super) fn open_request(&self, options: &ServeOptions) -> OpenRequest {
@@ -76,7 +91,9 @@ impl Plan {
             tag,
         };
         let host = process::holder("").host;
-        Ok(Entry::new(identity, host, self.kind.name(), self.control.clone()))
+        let mut entry = Entry::new(identity, host, self.kind.name(), self.control.clone());
+        entry.log = options.keeper.map(|_| self.log_path());
+        Ok(entry)
     }
 }
 
@@ -91,8 +108,25 @@ fn resolve(options: &ServeOptions) -> Result<PathBuf> {
     locate(&options.image, &options.search)
 }
 
+/// Before anything is read of an image that lies on its own disk, which waits for a daemon of it: nobody would answer.
+fn refuse_own_disk(image: &Path, registry: &Registry) -> Result<()> {
+    let Ok(path) = std::fs::canonicalize(image) else { return Ok(()) };
+    let below = ublk_devices_below(&path);
+    let is_own = |entry: &Entry| entry.is_of(&path) && entry.device_id.is_some_and(|id| below.contains(&id));
+    match registry.entries().into_iter().find(is_own) {
+        Some(entry) if !client::answers(&entry) => Err(on_its_own_disk(&path, &entry.place)),
+        _ => Ok(()),
+    }
+}
+
+fn on_its_own_disk(file: &Path, device: &str) -> Error {
+    let text = format!("it lies on its own disk, {device}, which waits for a daemon of it");
+    let hint = format!("unmount what hides the image, or cowdisk stop --force {device}");
+    Error::new(Kind::InUse, text).at(file).hint(hint)
+}
+
 /// Not 0, which other servers' devices have.
-fn random_tag() -> Result<u64> {
+pub(super) fn random_tag() -> Result<u64> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|e| Error::io("read random bytes", std::io::Error::other(e)))?;
     Ok(u64::from_ne_bytes(bytes).max(1))
@@ -106,7 +140,7 @@ pub(super) fn start(
     background: Background,
     (wires, events): (Wires, Receiver<Event>),
 ) -> Result<Session> {
-    let starting = Starting { options, plan: &plan, image: &image, wires: &wires };
+    let starting = Starting { options, plan: &plan, image: &image, wires: &wires, times: Arc::default() };
     match starting.run() {
         Ok(Started { frontend, control, entry }) => Ok(Session {
             frontend: Some(frontend),
@@ -131,6 +165,7 @@ struct Starting<'a> {
     plan: &'a Plan,
     image: &'a Arc<Image<Uring>>,
     wires: &'a Wires,
+    times: Arc<DiskTimes>,
 }
 
 struct Started {
@@ -171,7 +206,7 @@ impl Starting<'_> {
         if self.plan.kind == FrontendKind::Ublk
             && let Err(e) = sys::lock_memory()
         {
-            log.say(&format!("{}: its memory may be swapped out: {e}", frontend.place()));
+            log.say(&format!("{}: {}", frontend.place(), not_locked(&e)));
         }
         for warning in frontend.warnings() {
             log.say(&format!("{}: {warning}", frontend.place()));
@@ -215,7 +250,8 @@ impl Starting<'_> {
     }
 
     fn disk(&self, depth: u16) -> ImageDisk {
-        ImageDisk::new(self.image.clone(), usize::from(depth)).watched(self.wires.pulse.clone())
+        let disk = ImageDisk::new(self.image.clone(), usize::from(depth));
+        disk.watched(self.wires.pulse.clone()).timed(self.times.clone())
     }
 
     /// Sockets have the image's owner, group and mode: whoever may write the image may control it.
@@ -227,12 +263,14 @@ impl Starting<'_> {
 
     fn report(&self, entry: &Arc<Mutex<Entry>>) -> Report {
         // Weak: when the image is closed its file, and with it the lock, goes at once, whoever is still connected.
-        let (entry, image) = (entry.clone(), Arc::downgrade(self.image));
+        let (entry, image, times) = (entry.clone(), Arc::downgrade(self.image), self.times.clone());
         let (cache_bytes, begin) = (self.options.cache_bytes, Instant::now());
         Arc::new(move || {
             let Some(image) = image.upgrade() else { return control::ending() };
             let entry = entry.lock().clone();
-            let status = ImageStatus::of_image(&entry, &image, cache_bytes, begin.elapsed().as_secs());
+            let (latencies, running) = times.report();
+            let mut status = ImageStatus::of_image(&entry, &image, cache_bytes, begin.elapsed().as_secs());
+            (status.latencies, status.running) = (Some(latencies), Some(running));
             let mut value = serde_json::to_value(status).unwrap_or_default();
             if let Some(object) = value.as_object_mut() {
                 object.insert("v".into(), VERSION.into());
@@ -275,6 +313,13 @@ impl Starting<'_> {
         if self.options.device_id.is_some_and(|id| id != device.id) {
             return in_use("it waits for a daemon of this image, under this number and no other".into());
         }
+        let chain = self.image.chain();
+        let files = chain.layers.iter().map(|layer| &layer.reader.path).chain(&chain.base_path);
+        for file in files {
+            if ublk_devices_below(file).contains(&device.id) {
+                return Err(on_its_own_disk(file, &node));
+            }
+        }
         let disk = self.image.superblock().disk.to_string();
         if entry.disk_id != disk {
             return in_use(format!("it waits for disk {}, and the file is disk {disk} now", entry.disk_id));
@@ -301,6 +346,19 @@ pub(super) fn clean_up(registry: &Registry) {
             let _ = registry.remove(&entry);
             remove_sockets(&entry.socket);
         }
+    }
+}
+
+/// Memory that could not be locked: the limit is what stops all but root.
+fn not_locked(error: &std::io::Error) -> String {
+    let what = format!("its memory may be swapped out: {error}");
+    match error.raw_os_error() {
+        Some(libc::ENOMEM | libc::EPERM | libc::EAGAIN) => {
+            format!(
+                "{what}; raise the limit of locked memory (ulimit -l, LimitMEMLOCK=infinity) or give it CAP_IPC_LOCK"
+            )
+        }
+        _ => what,
     }
 }
 

@@ -5,8 +5,10 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
+use super::latency::Latencies;
 use super::registry::Entry;
-use crate::chain::{Image, OpCounts};
+use crate::Kind;
+use crate::chain::{Failure, Image, OpCounts};
 use crate::layer::HeadStats;
 use crate::storage::uring::Uring;
 use crate::units::BLOCK;
@@ -55,10 +57,55 @@ pub struct ByKind {
 /// An error that a request or a background task met.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Trouble {
+    /// What kind of error it is, as the `code` of errors in JSON.
+    pub code: Option<String>,
+    /// The request that failed: `read`, `write`, `flush`, `discard` or `write_zeroes`.
+    pub operation: Option<String>,
+    /// Its first byte on the disk.
+    pub start: Option<u64>,
+    /// Its length in bytes.
+    pub length: Option<u64>,
     /// What happened, and where.
     pub message: String,
     /// What to do about it, where something can be done.
     pub hint: Option<String>,
+}
+
+impl Trouble {
+    fn new(message: impl Into<String>, hint: impl Into<String>) -> Trouble {
+        Trouble {
+            code: None,
+            operation: None,
+            start: None,
+            length: None,
+            message: message.into(),
+            hint: Some(hint.into()),
+        }
+    }
+
+    /// A failed request of the image `path`.
+    fn of(failure: &Failure, path: &str) -> Trouble {
+        let place = failure.place.filter(|place| place.length > 0);
+        Trouble {
+            code: Some(failure.kind.code().into()),
+            operation: failure.place.map(|place| place.operation.into()),
+            start: place.map(|place| place.start),
+            length: place.map(|place| place.length),
+            message: failure.message.clone(),
+            hint: remedy(failure.kind, path),
+        }
+    }
+}
+
+/// What to do about an error of this kind.
+fn remedy(kind: Kind, path: &str) -> Option<String> {
+    match kind {
+        Kind::Corrupt => Some(format!("cowdisk check --data '{path}'")),
+        Kind::NoSpace => Some("make room on the filesystem of the image".into()),
+        Kind::Io => Some("look for errors of the storage below the image in the kernel's log".into()),
+        Kind::Poisoned => Some("look after the storage below the image, then stop and serve it again".into()),
+        _ => None,
+    }
 }
 
 /// The journal ring.
@@ -137,6 +184,12 @@ pub struct ImageStatus {
     pub bytes: Option<ByKind>,
     /// Those of them that failed.
     pub failed: Option<ByKind>,
+    /// Requests that run now.
+    #[serde(default)]
+    pub running: Option<u64>,
+    /// How long requests took.
+    #[serde(default)]
+    pub latencies: Option<Latencies>,
     /// The last errors, oldest first.
     pub errors: Vec<Trouble>,
     /// Long-running work.
@@ -183,9 +236,11 @@ impl ImageStatus {
             requests: None,
             bytes: None,
             failed: None,
+            running: None,
+            latencies: None,
             errors: Vec::new(),
             jobs: Vec::new(),
-            log: None,
+            log: entry.log.as_ref().map(|log| log.to_string_lossy().into_owned()),
             journal: None,
             pending_blocks: None,
             caches: None,
@@ -195,12 +250,16 @@ impl ImageStatus {
         }
     }
 
+    /// True if something needs a human: a state, or damage that was found.
+    pub fn needs_attention(&self) -> bool {
+        let damaged = |error: &Trouble| error.code.as_deref() == Some(Kind::Corrupt.code());
+        self.state != State::Ok || self.errors.iter().any(damaged)
+    }
+
     /// An image whose device waits.
     pub(super) fn waiting(entry: &Entry) -> ImageStatus {
-        let reason = Trouble {
-            message: "no daemon serves it; its device holds all requests until one does".into(),
-            hint: Some(format!("cowdisk serve '{}'", entry.path)),
-        };
+        let message = "no daemon serves it; its device holds all requests until one does";
+        let reason = Trouble::new(message, format!("cowdisk serve '{}'", entry.path));
         ImageStatus { reason: Some(reason), ..ImageStatus::of_entry(entry, State::Waiting) }
     }
 
@@ -223,7 +282,6 @@ impl ImageStatus {
         let head = chain.head.as_ref().map(|head| head.stats());
         let (state, reason) = judge(image, head.as_ref());
         let (node_bytes, span_bytes) = image.cache_bytes();
-        let message = |message| Trouble { message, hint: None };
         let walking = head.is_some_and(|stats| !stats.space.holes_known);
         let jobs = [(walking, "find_free_space"), (chain.sealing.is_some(), "seal_snapshot")];
         let jobs = jobs.into_iter().filter(|(running, _)| *running).map(|(_, job)| Job { job: job.into() });
@@ -234,7 +292,7 @@ impl ImageStatus {
             requests: Some(sum(|of| of.requests.load(Ordering::Relaxed))),
             bytes: Some(sum(|of| of.bytes.load(Ordering::Relaxed))),
             failed: Some(sum(|of| of.errors.load(Ordering::Relaxed))),
-            errors: image.last_errors().into_iter().map(message).collect(),
+            errors: image.failures().iter().map(|failure| Trouble::of(failure, &entry.path)).collect(),
             jobs: jobs.collect(),
             journal: head.as_ref().map(journal),
             pending_blocks: head.map(|stats| stats.pending as u64),
@@ -250,13 +308,12 @@ impl ImageStatus {
 fn judge(image: &Image<Uring>, stats: Option<&HeadStats>) -> (State, Option<Trouble>) {
     let poisoned = image.head().and_then(|head| head.journal.poisoned());
     if let Some(message) = poisoned {
-        let hint = "look after the storage below the image, then stop and serve it again".to_owned();
-        return (State::Poisoned, Some(Trouble { message, hint: Some(hint) }));
+        let hint = "look after the storage below the image, then stop and serve it again";
+        return (State::Poisoned, Some(Trouble::new(message, hint)));
     }
     if stats.is_some_and(|stats| stats.space.full) {
-        let message = "the host has no space left for the image".to_owned();
-        let hint = "make room on its filesystem; nothing else needs to be done".to_owned();
-        return (State::Full, Some(Trouble { message, hint: Some(hint) }));
+        let hint = "make room on its filesystem; nothing else needs to be done";
+        return (State::Full, Some(Trouble::new("the host has no space left for the image", hint)));
     }
     (State::Ok, None)
 }

@@ -4,10 +4,12 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
+
+use crate::runtime::thread;
 
 /// The signals that end a daemon, and the one that says that a child of it ended.
 const WATCHED: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD];
@@ -59,9 +61,12 @@ impl Signals {
     }
 }
 
-/// Lets `command` start with no signal blocked; by itself it would inherit what this process has blocked.
+/// Lets `command` start with no signal blocked, and without this process's standing with memory reclaim; by itself it
+/// would inherit both.
 pub(super) fn unblock_signals(command: &mut Command) {
     let unblock = || {
+        // Where it was never allowed there is nothing to take back.
+        let _ = thread::clear_io_flusher();
         // SAFETY: the set is initialized by sigemptyset before it is read, and lives over the calls.
         let error = unsafe {
             let mut set = MaybeUninit::<libc::sigset_t>::uninit();
@@ -72,6 +77,34 @@ pub(super) fn unblock_signals(command: &mut Command) {
     };
     // SAFETY: between fork and exec it calls only functions that are safe in a signal handler, and allocates nothing.
     unsafe { command.pre_exec(unblock) };
+}
+
+/// Lets `command` start in a session of its own, with no files but its standard ones: it outlives this process, and keeps
+/// nothing open for it.
+pub(super) fn detach(command: &mut Command) {
+    let detach = || {
+        // SAFETY: both take plain numbers. What is marked is closed by the exec.
+        unsafe {
+            libc::setsid();
+            // Before 5.11 there is no such flag; then they stay open.
+            libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it calls only functions that are safe in a signal handler, and allocates nothing.
+    unsafe { command.pre_exec(detach) };
+}
+
+/// Puts `/dev/null` in the place of stdout and stderr.
+pub(super) fn let_go_of_terminal() -> io::Result<()> {
+    let null = File::options().write(true).open("/dev/null")?;
+    for standard in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        // SAFETY: plain numbers of open files.
+        if unsafe { libc::dup2(null.as_raw_fd(), standard) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Sends `signal` to a child of ours that was not waited for yet.

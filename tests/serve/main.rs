@@ -8,12 +8,15 @@ mod bench;
 mod client;
 mod command;
 mod crash;
+mod detach;
 mod ends;
 mod foreign;
+mod memory;
 mod modes;
 mod names;
 mod resize;
 mod snapshots;
+mod status;
 mod systemd;
 
 use std::time::{Duration, Instant};
