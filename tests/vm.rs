@@ -63,8 +63,8 @@ macro_rules! scenarios {
 }
 
 scenarios! {
-    old: kernel smoke life recover kills sigterm stop queues getdata snapshots shapes filesystems;
-    new: kernel smoke life recover kills sigterm stop queues getdata snapshots shapes filesystems;
+    old: kernel smoke life recover kills sigterm stop queues getdata snapshots shapes filesystems names;
+    new: kernel smoke life recover kills sigterm stop queues getdata snapshots shapes filesystems names;
 }
 
 /// The harness sees every way to fail that we could think of.

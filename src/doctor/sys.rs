@@ -103,7 +103,7 @@ pub(super) fn locked_memory() -> u64 {
     limit(libc::RLIMIT_MEMLOCK)
 }
 
-/// The hard limit of open files.
+/// The soft limit of open files.
 pub(super) fn open_files() -> u64 {
     limit(libc::RLIMIT_NOFILE)
 }

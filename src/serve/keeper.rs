@@ -185,6 +185,7 @@ impl<T: Fn(&str), R: FnOnce(&str)> Keeper<'_, T, R> {
             };
             self.note(&format!("process {} {}; started again in {pause:?}", end.pid, describe(end.status)));
             if self.pause(pause) {
+                self.note("told to end");
                 return Ok(0);
             }
         }

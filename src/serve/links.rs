@@ -22,7 +22,7 @@ const BY_ID: &str = "by-id";
 const UDEV: &str = "/run/udev/control";
 
 /// The links that a disk would like, below [`DIR`].
-pub(super) fn wanted(entry: &Entry) -> Vec<String> {
+fn wanted(entry: &Entry) -> Vec<String> {
     let mut links = Vec::new();
     if entry.frontend != "ublk" {
         return links;
@@ -37,11 +37,34 @@ pub(super) fn wanted(entry: &Entry) -> Vec<String> {
     links
 }
 
+/// Makes the links in `dir` that the device of `entry` would like and none of `others` claims, unless that one's device
+/// does not live any more. Gives the links that it could not make, as lines for the log.
+pub(super) fn name_device(
+    dir: &Path,
+    entry: &mut Entry,
+    others: &[Entry],
+    lives: impl Fn(&Entry) -> bool,
+) -> Vec<String> {
+    let mut refused = Vec::new();
+    for link in wanted(entry) {
+        let holder = others.iter().find(|other| other.links.contains(&link) && lives(other));
+        let made = match holder {
+            Some(other) => Err(format!("it is {} ({})", other.place, other.path)),
+            None => put(dir, &link, &entry.place).map_err(|e| e.to_string()),
+        };
+        match made {
+            Ok(()) => entry.links.push(link),
+            Err(why) => refused.push(refused_line(&link, &why)),
+        }
+    }
+    refused
+}
+
 /// Makes the link `link` in `dir` to the device `node`. The caller knows that no living device has that name.
 ///
 /// # Errors
 /// Something else is there, or the host's.
-pub(super) fn put(dir: &Path, link: &str, node: &str) -> io::Result<()> {
+fn put(dir: &Path, link: &str, node: &str) -> io::Result<()> {
     let place = dir.join(link);
     match fs::read_link(&place) {
         Ok(target) if is_device(&target) => {}
@@ -134,14 +157,16 @@ fn is_plain(name: &str) -> bool {
     name.bytes().all(|b| b.is_ascii_alphanumeric() || b"#+-.:=@_".contains(&b))
 }
 
-/// Says which links could not be had, and why.
-pub(super) fn refused(link: &str, why: &str) -> String {
+/// That a link could not be had, and why.
+fn refused_line(link: &str, why: &str) -> String {
     printable(&format!("no link {DIR}/{link}: {why}"))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::registry::Identity;
     use super::*;
+    use crate::storage::FileId;
 
     fn target(dir: &Path, link: &str) -> Option<String> {
         fs::read_link(dir.join(link)).ok().map(|t| t.to_string_lossy().into_owned())
@@ -165,6 +190,57 @@ mod tests {
         assert_eq!(target(&dir, "vm").as_deref(), Some("../ublkb4"), "another device has the name now");
         remove(&dir, &links, "/dev/ublkb4");
         assert!(!dir.exists());
+    }
+
+    /// The entry of a device `node` whose disk is called `name`.
+    fn named(name: &str, disk_id: &str, node: &str, tag: u64) -> Entry {
+        let identity = Identity {
+            path: Path::new("/vm.cow"),
+            file: FileId { dev: 1, ino: 2 },
+            disk_id: disk_id.into(),
+            mode: Mode::Write,
+            name: name.into(),
+            tag,
+        };
+        let mut entry = Entry::new(identity, "host".into(), "ublk", "/s".into());
+        entry.place = node.into();
+        entry
+    }
+
+    #[test]
+    fn a_name_is_never_taken_from_a_living_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = |link: &str| fs::read_link(dir.path().join(link)).unwrap();
+        let mut first = named("vm", "id-1", "/dev/ublkb0", 1);
+        assert!(name_device(dir.path(), &mut first, &[], |_| true).is_empty());
+        assert_eq!(first.links, ["vm", "by-id/id-1"]);
+
+        let mut second = named("vm", "id-2", "/dev/ublkb1", 2);
+        let others = [first.clone()];
+        let refused = name_device(dir.path(), &mut second, &others, |_| true);
+        assert!(refused.len() == 1 && refused[0].contains("it is /dev/ublkb0 (/vm.cow)"), "{refused:?}");
+        assert_eq!((second.links.as_slice(), target("vm")), (&["by-id/id-2".into()][..], "../ublkb0".into()));
+
+        // Its device is gone, and nobody has cleaned up.
+        let mut third = named("vm", "id-1", "/dev/ublkb0", 3);
+        assert!(name_device(dir.path(), &mut third, &others, |_| false).is_empty());
+        assert_eq!(third.links, first.links);
+        // The next daemon of a device that waited.
+        let mut again = named("vm", "id-1", "/dev/ublkb0", 1);
+        assert!(name_device(dir.path(), &mut again, &[], |_| true).is_empty());
+        assert_eq!(target("by-id/id-1"), PathBuf::from("../../ublkb0"));
+    }
+
+    #[test]
+    fn only_devices_with_proper_names_get_links() {
+        for name in ["", ".x", "a\nb", "by-id", &"n".repeat(101)] {
+            assert_eq!(wanted(&named(name, "i", "/dev/ublkb0", 1)), ["by-id/i"], "{name}");
+        }
+        let mut other = named("vm", "i", "/dev/ublkb0", 1);
+        other.mode = Mode::Temporary;
+        assert_eq!(wanted(&other), ["vm"]);
+        other.frontend = "nbd".into();
+        assert!(wanted(&other).is_empty(), "an NBD server has no device");
     }
 
     #[test]

@@ -202,7 +202,7 @@ impl Registry {
     pub(super) fn store_with_links(&self, entry: &mut Entry) -> Result<Vec<String>> {
         let _lock = self.lock()?;
         let others: Vec<Entry> = self.entries().into_iter().filter(|other| other.tag != entry.tag).collect();
-        let refused = name_device(Path::new(links::DIR), entry, &others, Entry::may_have_a_device);
+        let refused = links::name_device(Path::new(links::DIR), entry, &others, Entry::may_have_a_device);
         self.write(entry)?;
         Ok(refused)
     }
@@ -269,29 +269,6 @@ impl Registry {
         };
         open().map_err(|e: io::Error| Error::io("lock", e).at(&path))
     }
-}
-
-/// Makes the links in `dir` that the device of `entry` would like and none of `others` claims, unless that one's device
-/// does not live any more. Gives the links that it could not make, as lines for the log.
-fn name_device(
-    dir: &Path,
-    entry: &mut Entry,
-    others: &[Entry],
-    lives: impl Fn(&Entry) -> bool,
-) -> Vec<String> {
-    let mut refused = Vec::new();
-    for link in links::wanted(entry) {
-        let holder = others.iter().find(|other| other.links.contains(&link) && lives(other));
-        let made = match holder {
-            Some(other) => Err(format!("it is {} ({})", other.place, other.path)),
-            None => links::put(dir, &link, &entry.place).map_err(|e| e.to_string()),
-        };
-        match made {
-            Ok(()) => entry.links.push(link),
-            Err(why) => refused.push(links::refused(&link, &why)),
-        }
-    }
-    refused
 }
 
 /// The directory of this user, and its permission bits.
@@ -395,49 +372,6 @@ mod tests {
         assert!(found.iter().all(|e| e.is_of(Path::new("/a b/vm@x/vm.cow")) && !e.is_of(Path::new("/a"))));
         let tags: Vec<u64> = found.iter().map(Entry::tag).collect();
         assert_eq!(tags, [1, 2, 3, 4]);
-    }
-
-    /// The entry of a device `node` whose disk is called `name`.
-    fn named(name: &str, disk_id: &str, node: &str, tag: u64) -> Entry {
-        let mut entry = entry("/vm.cow", Mode::Write, tag);
-        (entry.name, entry.disk_id) = (name.into(), disk_id.into());
-        (entry.frontend, entry.place) = ("ublk".into(), node.into());
-        entry
-    }
-
-    #[test]
-    fn a_name_is_never_taken_from_a_living_device() {
-        let dir = tempfile::tempdir().unwrap();
-        let target = |link: &str| fs::read_link(dir.path().join(link)).unwrap();
-        let mut first = named("vm", "id-1", "/dev/ublkb0", 1);
-        assert!(name_device(dir.path(), &mut first, &[], |_| true).is_empty());
-        assert_eq!(first.links, ["vm", "by-id/id-1"]);
-
-        let mut second = named("vm", "id-2", "/dev/ublkb1", 2);
-        let others = [first.clone()];
-        let refused = name_device(dir.path(), &mut second, &others, |_| true);
-        assert!(refused.len() == 1 && refused[0].contains("it is /dev/ublkb0 (/vm.cow)"), "{refused:?}");
-        assert_eq!((second.links.as_slice(), target("vm")), (&["by-id/id-2".into()][..], "../ublkb0".into()));
-
-        // Its device is gone, and nobody has cleaned up.
-        let mut third = named("vm", "id-1", "/dev/ublkb0", 3);
-        assert!(name_device(dir.path(), &mut third, &others, |_| false).is_empty());
-        assert_eq!(third.links, first.links);
-        // The next daemon of a device that waited.
-        let mut again = named("vm", "id-1", "/dev/ublkb0", 1);
-        assert!(name_device(dir.path(), &mut again, &[], |_| true).is_empty());
-        assert_eq!(target("by-id/id-1"), PathBuf::from("../../ublkb0"));
-    }
-
-    #[test]
-    fn only_devices_with_proper_names_get_links() {
-        let wanted = |entry: &Entry| links::wanted(entry);
-        for name in ["", ".x", "a\nb", "by-id", &"n".repeat(101)] {
-            assert_eq!(wanted(&named(name, "i", "/dev/ublkb0", 1)), ["by-id/i"], "{name}");
-        }
-        let temporary = Entry { mode: Mode::Temporary, ..named("vm", "i", "/dev/ublkb0", 1) };
-        assert_eq!(wanted(&temporary), ["vm"]);
-        assert!(wanted(&entry("/vm.cow", Mode::Write, 1)).is_empty(), "an NBD server has no device");
     }
 
     #[test]
