@@ -4,12 +4,13 @@ use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use cowdisk::calendar::utc;
 use cowdisk::error::{Error, Kind, Result, printable};
 use cowdisk::ops::{self, Disk, Listing, SnapshotEntry};
 use cowdisk::storage::uring::Uring;
 use serde::Serialize;
 
-use crate::output::{Output, time};
+use crate::output::Output;
 use crate::{engine, size};
 
 /// List disks, their snapshots and forks
@@ -114,7 +115,7 @@ fn listed(listing: &Listing) -> Listed {
         name: s.name.clone(),
         path: shown(&s.path),
         layer_id: s.layer.to_string(),
-        created: time(s.created_ns),
+        created: utc(s.created_ns),
         depth: s.depth,
         exclusive_bytes: s.exclusive,
         used_by: s.used_by.iter().map(|path| shown(path)).collect(),
@@ -182,5 +183,5 @@ fn snapshot_line(indent: usize, snapshot: &SnapshotEntry) -> String {
         1 => "  used by 1 other disk".to_owned(),
         n => format!("  used by {n} other disks"),
     };
-    format!("{:indent$}{name}  {}{frees}{used}\n", "", time(snapshot.created_ns))
+    format!("{:indent$}{name}  {}{frees}{used}\n", "", utc(snapshot.created_ns))
 }
