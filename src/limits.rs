@@ -45,6 +45,9 @@ pub const MAX_FILE_NAME_BYTES: usize = 255;
 pub const MAX_NAME_BYTES: usize = 100;
 /// Longest host name and control socket path stored in a superblock, in bytes.
 pub const MAX_HOLDER_BYTES: usize = 256;
+/// Data of the requests that one ublk queue has running, in bytes, where the server copies it. A queue with many tags has a
+/// block for each of them.
+pub const UBLK_POOL_BYTES: usize = 2 << 20;
 /// Default budget of the span and node caches together, in bytes.
 pub const DEFAULT_CACHE_BYTES: u64 = 32 << 20;
 /// Smallest cache budget, in bytes.

@@ -52,7 +52,7 @@ pub(crate) struct Args {
     /// Requests in progress per queue, or per NBD connection
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     depth: u16,
-    /// When ublk copies the data of a write; get-data: when the daemon asks for it
+    /// Who copies data on ublk, and when; copy: the driver; get-data: the driver, when the daemon asks; user-copy: the daemon
     #[arg(long, value_enum, default_value = "copy", hide = true)]
     ublk_mode: UblkMode,
     /// Memory for the caches
@@ -86,6 +86,7 @@ enum Frontend {
 enum UblkMode {
     Copy,
     GetData,
+    UserCopy,
 }
 
 fn address(text: &str) -> Result<Address, String> {
@@ -114,6 +115,7 @@ impl Args {
         let copy = match self.ublk_mode {
             UblkMode::Copy => CopyMode::AtFetch,
             UblkMode::GetData => CopyMode::GetData,
+            UblkMode::UserCopy => CopyMode::UserCopy,
         };
         ServeOptions {
             mode,

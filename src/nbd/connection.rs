@@ -12,8 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::arena::{Arena, PageRun};
-use super::limits::{READ_PART, WRITE_PART};
+use super::limits::{ARENA_BYTES, READ_PART, WRITE_PART};
 use super::outbox::{Outbox, Then};
 use super::protocol::{self, Command, Request, error};
 use super::slots::{self, Job, Parts, Slot, Task};
@@ -21,7 +20,7 @@ use super::stats::Counters;
 use super::stream::{End, Input, Stream};
 use crate::device::{Geometry, Queue};
 use crate::runtime::{Signal, spawn};
-use crate::storage::{IoBuf, IoVecs};
+use crate::storage::{Arena, IoBuf, IoVecs, PageRun};
 
 /// The state that the tasks of a connection share.
 #[derive(Debug)]
@@ -70,7 +69,7 @@ impl<S: Stream, Q: Queue> Transmission<S, Q> {
             broken: Cell::new(false),
             free: RefCell::new(Vec::with_capacity(depth)),
             started: Cell::new(0),
-            arena: RefCell::new(Arena::new()),
+            arena: RefCell::new(Arena::new(IoBuf::zeroed(ARENA_BYTES))),
             room: Signal::new(),
         })
     }

@@ -4,7 +4,6 @@
 //! `doc/proto.md`; comments name its sections. Clients are not trusted: everything they send is bounded by
 //! [`limits`].
 
-mod arena;
 mod connection;
 mod export;
 mod handshake;

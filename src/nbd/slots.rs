@@ -3,14 +3,13 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::arena::PageRun;
 use super::connection::Transmission;
 use super::outbox::{Outgoing, Then};
 use super::protocol::{Command, Reply, Request, wire_error};
 use super::stream::Stream;
 use crate::device::Queue;
 use crate::runtime::Signal;
-use crate::storage::IoBuf;
+use crate::storage::{IoBuf, PageRun};
 
 /// What to do, with the memory for it.
 #[derive(Debug)]

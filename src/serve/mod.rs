@@ -92,7 +92,7 @@ pub struct ServeOptions {
     pub nbd: Option<Address>,
     /// Queues, one thread each.
     pub queues: u16,
-    /// When ublk copies the data of a write.
+    /// Who copies data on ublk, and when.
     pub copy: CopyMode,
     /// Requests that a queue (with NBD: a connection) has running at once.
     pub depth: u16,

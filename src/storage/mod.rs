@@ -12,12 +12,14 @@
 //! * Operations start when they are created, not when they are first polled, and run to their end also if the
 //!   future is dropped.
 
+mod arena;
 mod buf;
 mod exact;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod uring;
 
+pub use arena::{Arena, PageRun};
 pub use buf::{BUF_ALIGN, IoBuf, IoVecs};
 pub use exact::{finish_read, finish_write, read_exact, read_up_to, write_all};
 

@@ -36,14 +36,14 @@ pub struct StartOptions {
     pub queues: u16,
     /// Requests that a queue takes at once.
     pub depth: u16,
-    /// Largest request in bytes, and size of each tag's buffer: a multiple of 4096.
+    /// Largest request in bytes: a multiple of 4096. Each tag has a buffer of that size if the driver copies.
     pub max_io: u32,
     /// A random number of this start. The driver keeps it over the death of the server, and only who knows it may
     /// take the device up: the id says nothing, another device may have it by then.
     pub tag: u64,
     /// Let the disk outlive this process, where the driver can (6.1).
     pub recovery: bool,
-    /// When the data of a write is copied.
+    /// Who copies data, and when; where the driver cannot do it, it copies by itself.
     pub copy: CopyMode,
 }
 
@@ -125,7 +125,7 @@ impl<K: Driver> Device<K> {
         let info = control.add_device(&options.request(flags))?;
         let mut device = Device::new(driver.clone(), control, info);
         if device.copy_mode() != options.copy {
-            device.warnings.push("the ublk driver does not have NEED_GET_DATA".to_owned());
+            device.warnings.push(format!("the ublk driver does not have {:?}", options.copy.feature()));
         }
         match device.bring_up(disk) {
             Ok(()) => Ok(device),
@@ -169,6 +169,7 @@ impl<K: Driver> Device<K> {
 
     /// Starts a thread for each queue; when this returns they need nothing more than the character device.
     pub(super) fn prepare_threads<D: Disk>(&mut self, disk: &D) -> Result<()> {
+        let copy = self.copy_mode();
         let control = self.control.get_mut();
         let commands = Commands::new(|command| control.encode(command));
         let CtrlDevInfo { dev_id: device, queue_depth: depth, nr_hw_queues, max_io_buf_bytes, .. } =
@@ -177,7 +178,7 @@ impl<K: Driver> Device<K> {
         for index in 0..nr_hw_queues {
             let cpus = control.queue_affinity(device, index)?;
             let max_io = max_io_buf_bytes as usize;
-            let spec = QueueSpec { device, index, depth, max_io, cpus, commands };
+            let spec = QueueSpec { device, index, depth, max_io, copy, cpus, commands };
             let (thread, answer) = QueueThread::spawn(&self.driver, disk, spec)?;
             self.threads.push(thread);
             answers.push(answer);
@@ -221,7 +222,7 @@ impl<K: Driver> Device<K> {
     pub const fn features(&self) -> Features {
         Features(self.info.flags)
     }
-    /// When the data of a write is copied.
+    /// Who copies data, and when.
     pub const fn copy_mode(&self) -> CopyMode {
         CopyMode::of(self.features())
     }

@@ -58,8 +58,12 @@ pub trait CharDevice: Clone + Debug + Send + Sync + 'static {
     /// The descriptor of `tag`; valid after a fetch of the tag has completed, until its commit.
     fn descriptor(descriptors: &Self::Descriptors, tag: u16) -> IoDesc;
     /// Starts `command` on the ring of the calling thread. `buf` is the tag's buffer, which the driver reads and writes
-    /// until the tag's next command; its address goes into the payload.
-    fn io(&self, command: u32, payload: IoCmd, buf: IoBuf) -> Self::Op;
+    /// until the tag's next command; its address goes into the payload, or 0 without one.
+    fn io(&self, command: u32, payload: IoCmd, buf: Option<IoBuf>) -> Self::Op;
+    /// Fills `buf` with the data of the write that `tag` of `queue` has (USER_COPY). Copies memory and never waits.
+    fn copy_from_request(&self, queue: u16, tag: u16, buf: &IoBuf) -> io::Result<()>;
+    /// Gives `buf` to the read that `tag` of `queue` has (USER_COPY). Copies memory and never waits.
+    fn copy_to_request(&self, queue: u16, tag: u16, buf: &IoBuf) -> io::Result<()>;
 }
 
 /// What a queue's thread is given.

@@ -13,20 +13,38 @@ use crate::{Error, Kind, Result};
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features(pub u64);
 
-/// When the data of a write is copied from the kernel's memory into a tag's buffer.
+/// Who copies the data of requests between the kernel's memory and the server's, and when.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum CopyMode {
-    /// Before the server hears of the write.
+    /// The driver: a write's before the server hears of it, a read's when it is committed. Into and out of a buffer that
+    /// each tag has.
     #[default]
     AtFetch,
-    /// When the server has heard of it and asks: one more round trip for each write (NEED_GET_DATA).
+    /// The driver: a write's when the server has heard of it and asks, in one more round trip (NEED_GET_DATA).
     GetData,
+    /// The server, with a system call for each request (USER_COPY), by way of memory that the requests of a queue share.
+    UserCopy,
 }
 
 impl CopyMode {
     /// What `features` make of it.
     pub const fn of(features: Features) -> CopyMode {
-        if features.has(flag::NEED_GET_DATA) { CopyMode::GetData } else { CopyMode::AtFetch }
+        if features.has(flag::USER_COPY) {
+            CopyMode::UserCopy
+        } else if features.has(flag::NEED_GET_DATA) {
+            CopyMode::GetData
+        } else {
+            CopyMode::AtFetch
+        }
+    }
+
+    /// The feature that it needs.
+    pub(super) const fn feature(self) -> Features {
+        Features(match self {
+            CopyMode::AtFetch => 0,
+            CopyMode::GetData => flag::NEED_GET_DATA,
+            CopyMode::UserCopy => flag::USER_COPY,
+        })
     }
 }
 
@@ -42,11 +60,10 @@ const WANTED: Features = Features(
         | flag::NO_AUTO_PART_SCAN,
 );
 
-/// Flags that change what a fetch delivers or a commit expects. None of them is asked for.
+/// Flags that change what a fetch delivers or a commit expects, in ways that this server does not speak.
 const FOREIGN: Features = Features(
     flag::SUPPORT_ZERO_COPY
         | flag::UNPRIVILEGED_DEV
-        | flag::USER_COPY
         | flag::ZONED
         | flag::USER_RECOVERY_FAIL_IO
         | flag::AUTO_BUF_REG
@@ -105,8 +122,7 @@ impl fmt::Debug for Features {
 ///
 /// Only {}, {USER_RECOVERY}, and {USER_RECOVERY, REISSUE} of the recovery flags are sent, all of them legal.
 pub(super) fn ask(offered: Option<Features>, recovery: bool, copy: CopyMode) -> Features {
-    let get_data = if copy == CopyMode::GetData { flag::NEED_GET_DATA } else { 0 };
-    let mut ask = (WANTED.0 | get_data) & offered.map_or(u64::MAX, |f| f.0);
+    let mut ask = (WANTED.0 | copy.feature().0) & offered.map_or(u64::MAX, |f| f.0);
     if !recovery || ask & flag::USER_RECOVERY == 0 {
         ask &= !(flag::USER_RECOVERY | flag::USER_RECOVERY_REISSUE | flag::QUIESCE);
     }
@@ -133,6 +149,7 @@ mod tests {
         assert_eq!(ask(Some(old), true, CopyMode::AtFetch).0, 0b101_1010);
         assert_eq!(ask(Some(old), true, CopyMode::GetData).0, 0b101_1110);
         assert_eq!(ask(Some(Features::default()), true, CopyMode::GetData).0, 0);
+        assert!(ask(Some(old), true, CopyMode::UserCopy).has(flag::USER_COPY));
         assert_eq!(ask(None, true, CopyMode::AtFetch), WANTED);
     }
 
@@ -155,9 +172,9 @@ mod tests {
             | flag::BUF_REG_OFF_DAEMON
             | 1 << 40;
         assert_eq!(accept(Features(added)).unwrap(), Features(added));
-        let e = accept(Features(flag::USER_COPY | flag::QUIESCE)).unwrap_err();
+        let e = accept(Features(flag::ZONED | flag::QUIESCE)).unwrap_err();
         assert_eq!(e.kind(), Kind::Unsupported);
-        assert!(e.to_string().ends_with(": USER_COPY"), "{e}");
+        assert!(e.to_string().ends_with(": ZONED"), "{e}");
     }
 
     #[test]

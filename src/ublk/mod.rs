@@ -13,6 +13,7 @@
 //! is in `inspect`.
 
 mod control;
+mod data;
 mod device;
 pub mod driver;
 mod features;

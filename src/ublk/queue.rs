@@ -15,13 +15,14 @@ use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use super::bounds;
+use super::data::Data;
 use super::driver::{CharDevice, Driver, QueueHandle, QueueMain, Ready, ThreadSpec};
+use super::features::CopyMode;
 use super::mailbox::{Mailbox, Order};
 use super::request::{self, Request};
 use super::stats::QueueStats;
 use super::uapi::{Command, IoCmd, IoDesc, io, io_result};
-use crate::device::{Disk, Queue};
-use crate::storage::IoBuf;
+use crate::device::{Disk, Errno, Queue};
 use crate::{Error, Kind, Result};
 
 /// A queue's commands in the encoding of its driver.
@@ -48,8 +49,9 @@ pub(super) struct QueueSpec {
     pub(super) device: u32,
     pub(super) index: u16,
     pub(super) depth: u16,
-    /// Bytes of each tag's buffer.
+    /// Bytes of the largest request.
     pub(super) max_io: usize,
+    pub(super) copy: CopyMode,
     /// CPUs whose requests the queue gets, one bit each.
     pub(super) cpus: Vec<u8>,
     pub(super) commands: Commands,
@@ -83,7 +85,7 @@ impl<K: Driver> QueueThread<K> {
             queue: index,
             cpus: spec.cpus.clone(),
             operations: u32::from(spec.depth) * 2,
-            buffer_bytes: usize::from(spec.depth) * spec.max_io,
+            buffer_bytes: Data::bytes(spec.copy, spec.depth, spec.max_io),
         };
         let main = Main::<D, K> {
             disk: disk.clone(),
@@ -173,8 +175,8 @@ impl<D: Disk, K: Driver> QueueMain for Main<D, K> {
         let queue = disk.queue(usize::from(spec.index));
         // Whoever waits for the answer may have given up.
         let _ = prepared.send(Ok(ready.warnings));
-        let buffers = ready.buffers;
-        let served = Served::<D::Queue, K> { spec, queue, buffers, stats, state: State::new() };
+        let data = Data::new(spec.copy, ready.buffers, spec.depth, spec.max_io);
+        let served = Served::<D::Queue, K> { spec, queue, data, stats, state: State::new() };
         serve(Rc::new(served), &orders.0).await;
     }
 
@@ -187,8 +189,7 @@ impl<D: Disk, K: Driver> QueueMain for Main<D, K> {
 struct Served<Q, K: Driver> {
     spec: QueueSpec,
     queue: Rc<Q>,
-    /// One buffer of `max_io` bytes for each tag.
-    buffers: IoBuf,
+    data: Data,
     stats: Arc<QueueStats>,
     state: State<K::Char>,
 }
@@ -235,28 +236,39 @@ impl<C: CharDevice> State<C> {
 }
 
 impl<Q: Queue, K: Driver> Served<Q, K> {
-    fn buffer(&self, tag: u16) -> IoBuf {
-        let start = usize::from(tag) * self.spec.max_io;
-        self.buffers.slice(start..start + self.spec.max_io)
+    fn char_device(&self) -> &K::Char {
+        self.state.char_device.get().expect("an order brought it before the first fetch")
     }
 
-    /// Starts a command for `tag`. The driver copies into and out of the tag's buffer until the next command, so
-    /// the running operation keeps it.
+    /// Starts a command for `tag`. The driver copies into and out of the tag's buffer, if it has one, until the next
+    /// command, so the running operation keeps it.
     fn command(&self, command: u32, tag: u16, result: i32) -> Op<K> {
         let payload = IoCmd { q_id: self.spec.index, tag, result, addr: 0 };
-        let char_device = self.state.char_device.get().expect("an order brought it before the first fetch");
-        char_device.io(command, payload, self.buffer(tag))
+        self.char_device().io(command, payload, self.data.named(tag))
     }
 
     async fn execute(&self, tag: u16, desc: &IoDesc) -> i32 {
         self.stats.begin();
         let outcome = match Request::parse(desc, self.spec.max_io) {
-            Ok(request) => request.run(&*self.queue, &self.buffer(tag)).await,
+            Ok(request) => self.run(tag, request).await,
             Err(errno) => Err(errno),
         };
         let bytes = u64::from(desc.nr_sectors) * crate::units::SECTOR;
         self.stats.end(desc.op_flags, outcome.is_ok().then_some(bytes));
         outcome.unwrap_or_else(request::failure)
+    }
+
+    async fn run(&self, tag: u16, request: Request) -> Result<i32, Errno> {
+        let lent = self.data.lend(tag, request.data()).await;
+        let (index, copies) = (self.spec.index, self.spec.copy == CopyMode::UserCopy);
+        if copies && matches!(request, Request::Write { .. }) {
+            self.char_device().copy_from_request(index, tag, &lent.buf).map_err(not_copied)?;
+        }
+        let count = request.run(&*self.queue, &lent.buf).await?;
+        if copies && matches!(request, Request::Read { .. }) {
+            self.char_device().copy_to_request(index, tag, &lent.buf).map_err(not_copied)?;
+        }
+        Ok(count)
     }
 
     /// The whole life of a tag; `command` is its first fetch.
@@ -327,6 +339,10 @@ impl<Q: Queue, K: Driver> Served<Q, K> {
     }
 }
 
+fn not_copied(e: std::io::Error) -> Errno {
+    Errno(e.raw_os_error().unwrap_or(libc::EIO))
+}
+
 type Op<K> = <<K as Driver>::Char as CharDevice>::Op;
 
 const CANCELLED: i32 = -libc::ECANCELED;
@@ -389,7 +405,8 @@ async fn drained<C: CharDevice>(state: &State<C>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{Errno, Geometry};
+    use crate::device::Geometry;
+    use crate::storage::IoBuf;
     use crate::ublk::Kernel;
     use std::fs::File;
 
@@ -430,6 +447,7 @@ mod tests {
             index: 0,
             depth: 4,
             max_io: 4096,
+            copy: CopyMode::AtFetch,
             cpus: vec![0xff; 128],
             commands: Commands::default(),
         };
@@ -449,7 +467,8 @@ mod tests {
     #[test]
     fn a_fetch_that_fails_is_an_error_of_the_start_and_ends_the_thread() {
         let commands = Commands::default();
-        let spec = QueueSpec { device: 0, index: 3, depth: 4, max_io: 4096, cpus: vec![], commands };
+        let copy = CopyMode::UserCopy;
+        let spec = QueueSpec { device: 0, index: 3, depth: 4, max_io: 4096, copy, cpus: vec![], commands };
         let (thread, prepared) = QueueThread::spawn(&Kernel, &Refusing, spec).unwrap();
         thread.answer(&Kernel, &prepared).unwrap().unwrap();
         let file = File::open("/dev/zero").unwrap().into();

@@ -16,7 +16,7 @@ pub(super) enum Request {
 }
 
 impl Request {
-    /// Reads a descriptor; `room` is the size of the tag's buffer. Flags other than FUA and NOUNMAP are hints.
+    /// Reads a descriptor; `room` is the size of the largest request. Flags other than FUA and NOUNMAP are hints.
     pub(super) fn parse(desc: &IoDesc, room: usize) -> Result<Request, Errno> {
         let len = u64::from(desc.nr_sectors) * SECTOR;
         let fua = desc.op_flags & io_flag::FUA != 0;
@@ -34,6 +34,14 @@ impl Request {
                 Ok(Request::WriteZeroes { pos: pos()?, len, unmap, fua })
             }
             _ => Err(Errno(libc::EOPNOTSUPP)),
+        }
+    }
+
+    /// Bytes of data that it moves.
+    pub(super) const fn data(&self) -> usize {
+        match self {
+            Request::Read { len, .. } | Request::Write { len, .. } => *len,
+            Request::Flush | Request::Discard { .. } | Request::WriteZeroes { .. } => 0,
         }
     }
 

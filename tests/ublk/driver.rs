@@ -34,7 +34,7 @@ fn fetches_commits_and_their_errors() {
         let other = ends(tags.io_as(2, io::FETCH_REQ, 0, 1, 0));
         let owns_all = profile.features() & flag::PER_IO_DAEMON == 0;
         assert_eq!(other, owns_all.then_some(-libc::EINVAL), "another thread of the queue");
-        let unknown = tags.char.io(0x7f, IoCmd::default(), tags.bufs[0].clone());
+        let unknown = tags.char.io(0x7f, IoCmd::default(), Some(tags.bufs[0].clone()));
         assert!([Some(-libc::EINVAL), Some(-libc::EOPNOTSUPP)].contains(&ends(unknown)));
     }
 }
@@ -135,4 +135,53 @@ fn one_process_has_the_character_device_and_its_descriptors() {
         let bound = profile.version < cowdisk::ublk::sim::Version(6, 15);
         assert_eq!(char.map(0, DEPTH).is_err(), bound, "{profile:?}");
     }
+}
+
+#[test]
+fn a_server_copies_data_only_of_the_request_that_it_has_and_only_one_way() {
+    for profile in profiles().filter(|profile| profile.features() & flag::USER_COPY != 0) {
+        let machine = Machine::new(profile, 45);
+        let mut raw = Raw::new(&machine, true);
+        let given = raw.add(info(0, flag::USER_COPY | flag::NEED_GET_DATA)).unwrap();
+        assert_eq!(given.flags & (flag::USER_COPY | flag::NEED_GET_DATA), flag::USER_COPY);
+        assert_eq!(raw.simple(admin::DEL_DEV, 0, 0), 0);
+        let mut tags = raw.start(0, flag::USER_COPY);
+        tags.names_buffers = true;
+        let mut named = tags.io(io::FETCH_REQ, 0, 0, 0);
+        assert!(result(&mut named).is_some_and(|errno| errno < 0), "no command names a buffer");
+        tags.names_buffers = false;
+        let errno = |copied: std::io::Result<()>| copied.map_err(|e| e.raw_os_error().unwrap());
+        let buf = tags.bufs[0].slice(0..512);
+        assert_eq!(errno(tags.char.copy_from_request(0, 0, &buf)), Err(libc::EINVAL), "no request");
+        assert_eq!(errno(tags.char.copy_from_request(1, 0, &buf)), Err(libc::EINVAL), "no queue");
+        assert_eq!(errno(tags.char.copy_from_request(0, DEPTH, &buf)), Err(libc::EINVAL), "no tag");
+        let block = std::rc::Rc::new(machine.open(0).unwrap());
+        let writer = block.clone();
+        let write = machine.user(async move { writer.write(512, &[5; 512], 0).await });
+        let (tag, _) = tags.next();
+        assert_eq!(errno(tags.char.copy_to_request(0, tag, &buf)), Err(libc::EACCES));
+        assert_eq!(errno(tags.char.copy_from_request(0, tag, &buf)), Ok(()));
+        assert_eq!(buf.to_vec(), [5; 512]);
+        tags.commit(tag, 512);
+        let read = machine.user(async move { block.read(512, 512).await });
+        let (tag, _) = tags.next();
+        assert_eq!(errno(tags.char.copy_from_request(0, tag, &buf)), Err(libc::EACCES));
+        buf.copy_from(0, &[6; 512]);
+        assert_eq!(errno(tags.char.copy_to_request(0, tag, &buf)), Ok(()));
+        tags.commit(tag, 512);
+        raw.server.work(50);
+        assert_eq!((write.try_take(), read.try_take()), (Some(Ok(())), Some(Ok(vec![6; 512]))));
+        assert!(machine.broken_rules().is_empty());
+    }
+    let machine = Machine::new(Profile::of(7, 0), 46);
+    let mut raw = Raw::new(&machine, true);
+    let mut tags = raw.start(0, 0);
+    let block = machine.open(0).unwrap();
+    let read = machine.user(async move { block.read(0, 512).await });
+    let (tag, _) = tags.next();
+    let copied = tags.char.copy_to_request(0, tag, &tags.bufs[0]);
+    assert_eq!(copied.unwrap_err().raw_os_error(), Some(libc::EACCES), "not negotiated");
+    tags.commit(tag, 512);
+    raw.server.work(50);
+    assert!(read.try_take().is_some());
 }

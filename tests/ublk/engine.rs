@@ -14,10 +14,9 @@ use cowdisk::layer::{NewLayer, create};
 use cowdisk::limits::MIN_JOURNAL_BYTES;
 use cowdisk::ops::{CheckOptions, Status, check};
 use cowdisk::storage::sim::{Crash, Rng, SimDisk, spawn};
-use cowdisk::ublk::CopyMode;
 use cowdisk::ublk::sim::{Machine, Profile};
 
-use super::kills::{DISK_BYTES, Plan, Sum, Users, judge, life};
+use super::kills::{DISK_BYTES, MODES, Plan, Sum, Users, judge, life};
 use super::setting;
 
 const IMAGE: &str = "/d/vm.cow";
@@ -110,7 +109,7 @@ fn an_image_outlives_its_servers() {
     let mut sum = Sum::default();
     for seed in 0..setting("COWDISK_UBLK_SEEDS", 60) {
         let (major, minor) = [(6, 1), (6, 12), (6, 16), (7, 0)][(seed % 4) as usize];
-        let copy = if seed % 5 == 0 { CopyMode::GetData } else { CopyMode::AtFetch };
+        let copy = MODES[(seed % 3) as usize];
         let profile = Profile::of(major, minor);
         let plan = Plan { profile, seed, copy, fault: None, mutation: None, kills: 5, requests: 40 };
         match run(&plan) {

@@ -22,6 +22,8 @@ const MAX_IO: u32 = 8192;
 /// What each user has of the disk.
 const SHARE: usize = 32 << 10;
 const USERS: usize = 6;
+/// All of them; what a driver does not have becomes the first.
+pub const MODES: [CopyMode; 3] = [CopyMode::AtFetch, CopyMode::GetData, CopyMode::UserCopy];
 /// The disk.
 pub const DISK_BYTES: u64 = (USERS * SHARE) as u64;
 
@@ -68,6 +70,7 @@ impl Sum {
         sum.admin += more.admin;
         sum.io += more.io;
         sum.get_data += more.get_data;
+        sum.user_copies += more.user_copies;
     }
 }
 
@@ -274,12 +277,12 @@ pub fn judge(machine: &Machine, users: &Users) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs with every kernel of `profiles`, and both copy modes.
+/// Runs with every kernel of `profiles`, and all copy modes.
 fn runs(profiles: impl Iterator<Item = Profile>, seeds: u64, kills: u64) -> Sum {
     let mut sum = Sum::default();
     for profile in profiles {
         for seed in 0..seeds {
-            let copy = if seed % 3 == 2 { CopyMode::GetData } else { CopyMode::AtFetch };
+            let copy = MODES[(seed % 3) as usize];
             let plan = Plan { profile, seed, copy, fault: None, mutation: None, kills, requests: 40 };
             sum.add(&run(&plan).unwrap());
         }
@@ -295,15 +298,15 @@ fn recovers(profile: &Profile) -> bool {
 fn servers_die_and_no_user_notices() {
     let seeds = setting("COWDISK_UBLK_SEEDS", 60);
     let sum = runs(profiles().filter(recovers), seeds, 6);
-    let Counts { requests, delivered, reissued, io, admin, get_data, .. } = sum.counts;
+    let Counts { requests, delivered, reissued, io, admin, get_data, user_copies, .. } = sum.counts;
     println!(
         "ublk: {} runs on 6 drivers, {} kills ({} before the first request), {} times left, {} taken up; \
          {requests} requests, each ended once, {delivered} deliveries, {reissued} of them again, {get_data} asked for \
-         data; {admin} admin and {io} queue commands, {} steps",
+         data, {user_copies} copies by servers; {admin} admin and {io} queue commands, {} steps",
         sum.runs, sum.kills, sum.in_start, sum.left, sum.taken_up, sum.steps
     );
     assert!(sum.kills > 3 * seeds && sum.left > 0 && sum.in_start > 0 && sum.taken_up > 0);
-    assert!(reissued > 0 && get_data > 0);
+    assert!(reissued > 0 && get_data > 0 && user_copies > 0);
 }
 
 #[test]
@@ -341,7 +344,7 @@ enum Doing {
 /// A server is killed at step `step` of what it does, with requests in flight; the next one must come up, and everybody
 /// must find what they wrote. `false`: it was done before.
 fn killed_at(doing: Doing, profile: Profile, seed: u64, step: u64) -> Result<bool, String> {
-    let copy = CopyMode::AtFetch;
+    let copy = MODES[(seed % 3) as usize];
     let plan = Plan { profile, seed, copy, fault: None, mutation: None, kills: 0, requests: 12 };
     let machine = Machine::new(profile, seed);
     let (disk, mut sum) = (Ram::new(DISK_BYTES, seed), Sum::default());

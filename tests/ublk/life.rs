@@ -171,19 +171,59 @@ fn users_are_told_of_another_size_where_the_driver_can() {
     }
 }
 
+/// Who copies, where the driver can do what was wanted; otherwise it copies by itself, and the start says so.
 #[test]
-fn get_data_is_asked_for_only_when_wanted() {
-    for (copy, trips) in [(CopyMode::AtFetch, 0), (CopyMode::GetData, 1)] {
-        let machine = Machine::new(Profile::of(6, 0), 3);
-        let (disk, options) = (Ram::new(SIZE, 3), StartOptions { copy, ..options() });
-        served(&machine, &disk, &options, |server, device| {
-            assert_eq!((device.copy_mode(), device.warnings().len()), (copy, 0));
-            let block = machine.open(0).unwrap();
-            done(server, &machine, async move { block.write(0, &[3; 512], 0).await }).unwrap();
-        });
-        assert_eq!(machine.counts().get_data, trips);
-        assert_eq!(machine.sent(io::NEED_GET_DATA).0, trips);
+fn data_is_copied_as_wanted_where_the_driver_has_that() {
+    for profile in profiles() {
+        for copy in [CopyMode::AtFetch, CopyMode::GetData, CopyMode::UserCopy] {
+            let machine = Machine::new(profile, 3);
+            let (disk, options) = (Ram::new(SIZE, 3), StartOptions { copy, ..options() });
+            let has = copy != CopyMode::UserCopy || profile.features() & flag::USER_COPY != 0;
+            served(&machine, &disk, &options, |server, device| {
+                assert_eq!(device.copy_mode(), if has { copy } else { CopyMode::AtFetch }, "{profile:?}");
+                assert_eq!(device.warnings().len(), usize::from(!has));
+                let block = machine.open(0).unwrap();
+                let read = done(server, &machine, async move {
+                    block.write(0, &[3; 40 << 10], 0).await.unwrap();
+                    block.read(0, 40 << 10).await
+                });
+                assert_eq!(read, Ok(vec![3; 40 << 10]));
+            });
+            let counts = machine.counts();
+            // In pieces of 16 KiB, and the look for partitions is a read.
+            let (asked, copied) = (copy == CopyMode::GetData, has && copy == CopyMode::UserCopy);
+            assert_eq!(counts.get_data, if asked { 3 } else { 0 });
+            assert!(if copied { counts.user_copies >= 6 } else { counts.user_copies == 0 });
+        }
     }
+}
+
+/// Sixteen requests of half the pool: all of them are served, two at a time.
+#[test]
+fn requests_wait_for_room_in_the_pool() {
+    let machine = Machine::new(Profile::of(7, 0), 8);
+    let (max_io, share) = (1 << 20, 1 << 20);
+    let options = StartOptions { queues: 1, depth: 16, max_io, copy: CopyMode::UserCopy, ..options() };
+    let disk = Ram::new(16 * share, 8);
+    served(&machine, &disk, &options, |server, _| {
+        let block = std::rc::Rc::new(machine.open(0).unwrap());
+        let users: Vec<_> = (0..16_u8)
+            .map(|n| {
+                let (block, pos) = (block.clone(), u64::from(n) * share);
+                machine.user(async move {
+                    block.write(pos, &vec![n + 1; share as usize], 0).await.unwrap();
+                    block.read(pos, share).await.is_ok_and(|bytes| bytes.iter().all(|byte| *byte == n + 1))
+                })
+            })
+            .collect();
+        let mut most = 0;
+        while !users.iter().all(cowdisk::storage::sim::JoinHandle::is_finished) {
+            server.work(1);
+            most = most.max(disk.running());
+        }
+        assert!(users.iter().all(|user| user.try_take() == Some(true)));
+        assert_eq!(most, 2);
+    });
 }
 
 #[test]

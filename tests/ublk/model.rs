@@ -41,6 +41,8 @@ pub struct Inner {
     pub calls: Vec<Call>,
     /// Calls of each kind, by name.
     pub kinds: BTreeMap<&'static str, u64>,
+    /// Requests under way.
+    running: usize,
     /// The next requests end with this.
     pub errno: Option<i32>,
     rng: Rng,
@@ -60,6 +62,7 @@ impl Ram {
             bytes: vec![0; usize::try_from(size).unwrap()],
             calls: Vec::new(),
             kinds: BTreeMap::new(),
+            running: 0,
             errno: None,
             rng: Rng::new(seed),
         };
@@ -77,6 +80,11 @@ impl Ram {
 
     pub fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap()
+    }
+
+    /// Reads and writes under way.
+    pub fn running(&self) -> usize {
+        self.inner().running
     }
 
     /// The calls since the last look.
@@ -124,6 +132,22 @@ impl Ram {
     }
 }
 
+/// Counts a read or write as long as it lives.
+struct Running(Ram);
+
+impl Running {
+    fn new(disk: &Ram) -> Running {
+        disk.inner().running += 1;
+        Running(disk.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.inner().running -= 1;
+    }
+}
+
 /// Lets others run.
 pub async fn turn() {
     let been = Cell::new(false);
@@ -149,12 +173,14 @@ impl Disk for Ram {
 
 impl Queue for Ram {
     async fn read(&self, pos: u64, buf: IoBuf) -> Result<(), Errno> {
+        let _running = Running::new(self);
         let range = self.range(pos, buf.len() as u64);
         self.call(Call::Read(pos, buf.len()), "read").await?;
         buf.copy_from(0, &self.inner().bytes[range?]);
         Ok(())
     }
     async fn write(&self, pos: u64, buf: IoBuf, fua: bool) -> Result<(), Errno> {
+        let _running = Running::new(self);
         let range = self.range(pos, buf.len() as u64);
         self.call(Call::Write(pos, buf.len(), fua), "write").await?;
         let (pos, mut data) = (range?.start, buf.to_vec());

@@ -8,7 +8,9 @@ use super::model::Fault;
 
 fn finding(fault: Option<Fault>, mutation: Option<Mutation>) -> String {
     for seed in 0..40 {
-        let (profile, copy) = (Profile::of(6, 16), CopyMode::AtFetch);
+        let profile = Profile::of(6, 16);
+        let copies = mutation == Some(Mutation::NoCopy);
+        let copy = if copies { CopyMode::UserCopy } else { CopyMode::AtFetch };
         let plan = Plan { profile, seed, copy, fault, mutation, kills: 4, requests: 40 };
         if let Err(found) = run(&plan) {
             return found;

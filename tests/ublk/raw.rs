@@ -9,7 +9,7 @@ use cowdisk::storage::IoBuf;
 use cowdisk::ublk::driver::{Admin, AdminCall, CharDevice, Driver};
 use cowdisk::ublk::sim::{Machine, Server, SimAdmin, SimChar, SimOp};
 use cowdisk::ublk::uapi::{
-    Command, CtrlDevInfo, IoCmd, NO_QUEUE, ParamBasic, ParamDiscard, Params, admin, attr, io, param,
+    Command, CtrlDevInfo, IoCmd, NO_QUEUE, ParamBasic, ParamDiscard, Params, admin, attr, flag, io, param,
 };
 
 pub struct Raw {
@@ -136,6 +136,7 @@ impl Raw {
         let info = self.add(info(id, flags)).unwrap();
         assert_eq!(self.set_params(info.dev_id, &params()), 0);
         let mut tags = self.open(info.dev_id);
+        tags.names_buffers = info.flags & flag::USER_COPY == 0;
         tags.fetch_all();
         // The kernel looks for partitions, which needs an answer: none of ours starts by itself.
         let pid = u64::from(self.server.pid());
@@ -160,6 +161,8 @@ pub struct Tags {
     server: Server,
     pub char: SimChar,
     encoded: bool,
+    /// Commands name the tag's buffer.
+    pub names_buffers: bool,
     pub bufs: Vec<IoBuf>,
     pub ops: Vec<Option<SimOp>>,
 }
@@ -168,7 +171,7 @@ impl Tags {
     pub fn new(server: &Server, char: SimChar, encoded: bool) -> Tags {
         let bufs = (0..DEPTH).map(|_| IoBuf::zeroed(8192)).collect();
         let ops = (0..DEPTH).map(|_| None).collect();
-        Tags { server: server.clone(), char, encoded, bufs, ops }
+        Tags { server: server.clone(), char, encoded, names_buffers: true, bufs, ops }
     }
 
     /// Sends a command as thread 1.
@@ -180,6 +183,7 @@ impl Tags {
         let number = if self.encoded { command.encoded } else { command.raw };
         let buf = self.bufs[usize::from(tag) % self.bufs.len()].clone();
         let payload = IoCmd { q_id, tag, result, addr: 0 };
+        let buf = self.names_buffers.then_some(buf);
         self.server.as_thread(thread, || self.char.io(number, payload, buf))
     }
 
@@ -217,6 +221,12 @@ impl Tags {
     pub fn serve_one(&mut self, result: i32) -> u16 {
         let (tag, got) = self.next();
         assert_eq!(got, 0);
+        if let (Ok(bytes @ 1..), false) = (usize::try_from(result), self.names_buffers) {
+            let buf = self.bufs[usize::from(tag)].slice(0..bytes);
+            // One of the two, whichever the request is.
+            let copied = self.char.copy_to_request(0, tag, &buf);
+            copied.or_else(|_| self.char.copy_from_request(0, tag, &buf)).unwrap();
+        }
         self.commit(tag, result);
         self.server.work(50);
         tag

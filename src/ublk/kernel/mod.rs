@@ -24,7 +24,7 @@ use io_uring::{opcode, types};
 
 use super::driver::{CharDevice, Driver, QueueMain, ThreadSpec};
 use super::node::{block_node, char_node};
-use super::uapi::{IoCmd, IoDesc};
+use super::uapi::{IoCmd, IoDesc, user_copy_position};
 use crate::Result;
 use crate::runtime::{self, Op, Payload};
 use crate::storage::IoBuf;
@@ -67,11 +67,21 @@ impl CharDevice for CharFile {
     }
 
     /// The running operation keeps `buf`.
-    fn io(&self, command: u32, payload: IoCmd, buf: IoBuf) -> IoOp {
-        let payload = IoCmd { addr: buf.as_ptr() as u64, ..payload };
+    fn io(&self, command: u32, payload: IoCmd, buf: Option<IoBuf>) -> IoOp {
+        let payload = IoCmd { addr: buf.as_ref().map_or(0, |buf| buf.as_ptr() as u64), ..payload };
         let target = types::Fd(self.0.as_raw_fd());
         let entry = opcode::UringCmd16::new(target, command).cmd(payload.to_bytes()).build();
-        IoOp(runtime::submit(entry, Payload::Buf(buf)))
+        IoOp(runtime::submit(entry, buf.map_or(Payload::None, Payload::Buf)))
+    }
+
+    /// A system call, not an operation of the ring: the driver has no way to start it without a worker thread of the ring,
+    /// and copies at once.
+    fn copy_from_request(&self, queue: u16, tag: u16, buf: &IoBuf) -> io::Result<()> {
+        sys::read_at(&self.0, user_copy_position(queue, tag), buf)
+    }
+
+    fn copy_to_request(&self, queue: u16, tag: u16, buf: &IoBuf) -> io::Result<()> {
+        sys::write_at(&self.0, user_copy_position(queue, tag), buf)
     }
 }
 

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 
+use crate::storage::IoBuf;
 use crate::ublk::uapi::{IoDesc, MAX_QUEUE_DEPTH};
 use crate::{Error, Result};
 
@@ -70,7 +71,65 @@ pub(super) fn read_partitions(node: &File) -> io::Result<()> {
     }
 }
 
+/// Fills `buf` from `file` at `pos`.
+pub(super) fn read_at(file: &File, pos: u64, buf: &IoBuf) -> io::Result<()> {
+    whole(buf, pos, |start, len, pos| {
+        // SAFETY: `whole` names bytes of `buf`, which outlives the call.
+        unsafe { libc::pread64(file.as_raw_fd(), start.cast(), len, pos) }
+    })
+}
+
+/// Writes `buf` to `file` at `pos`.
+pub(super) fn write_at(file: &File, pos: u64, buf: &IoBuf) -> io::Result<()> {
+    whole(buf, pos, |start, len, pos| {
+        // SAFETY: as in `read_at`.
+        unsafe { libc::pwrite64(file.as_raw_fd(), start.cast(), len, pos) }
+    })
+}
+
+/// Calls `some` until it has moved all bytes of `buf`: a count is not a yes. Each call moves a byte at least, or ends it.
+fn whole(buf: &IoBuf, pos: u64, some: impl Fn(*mut u8, usize, i64) -> isize) -> io::Result<()> {
+    let mut done = 0;
+    while done < buf.len() {
+        let rest = buf.slice(done..buf.len());
+        let at = i64::try_from(pos + done as u64).map_err(|_| io::ErrorKind::InvalidInput)?;
+        match usize::try_from(some(rest.as_ptr(), rest.len(), at)) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => done += count,
+            Err(_) => match io::Error::last_os_error() {
+                e if e.kind() == io::ErrorKind::Interrupted => {}
+                e => return Err(e),
+            },
+        }
+    }
+    Ok(())
+}
+
 fn page_size() -> usize {
     // SAFETY: takes and gives plain numbers.
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_counts_go_on_and_an_end_is_an_error() {
+        let file = tempfile::tempfile().unwrap();
+        let buf = IoBuf::from_slice(&[7; 8192]);
+        write_at(&file, 4096, &buf).unwrap();
+        let read = IoBuf::zeroed(8192);
+        read_at(&file, 4096, &read).unwrap();
+        assert_eq!(read.to_vec(), [7; 8192]);
+        let e = read_at(&file, 8192, &read).unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::UnexpectedEof);
+        let calls = std::cell::RefCell::new(Vec::new());
+        let three = |start: *mut u8, len: usize, pos: i64| {
+            calls.borrow_mut().push((start as usize - buf.as_ptr() as usize, len, pos));
+            len.min(3000).cast_signed()
+        };
+        whole(&buf, 100, three).unwrap();
+        assert_eq!(*calls.borrow(), [(0, 8192, 100), (3000, 5192, 3100), (6000, 2192, 6100)]);
+    }
 }

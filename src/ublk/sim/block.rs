@@ -29,11 +29,20 @@ pub(super) struct Request {
     pub(super) waker: Option<Waker>,
     /// Handed to a server that then died.
     reissue: bool,
+    /// What the server that has it has written for a read, with USER_COPY.
+    pub(super) given: Vec<u8>,
+    /// Bytes of a write that the server that has it has read, with USER_COPY.
+    pub(super) taken: usize,
 }
 
 impl Request {
-    fn is(&self, kind: u32) -> bool {
+    pub(super) fn is(&self, kind: u32) -> bool {
         self.bio.op_flags & op::MASK == kind
+    }
+
+    /// Data of a write that is left of it.
+    pub(super) fn left(&self) -> &[u8] {
+        self.bio.data.get(self.done..).unwrap_or_default()
     }
 
     /// What is left of it.
@@ -49,7 +58,8 @@ impl State {
     pub(super) fn submit(&mut self, id: u32, queue: usize, bio: Bio) -> u64 {
         self.counts.requests += 1;
         let number = self.number();
-        let request = Request { bio, done: 0, result: None, waker: None, reissue: false };
+        let request =
+            Request { bio, done: 0, result: None, waker: None, reissue: false, given: Vec::new(), taken: 0 };
         self.requests.insert(number, request);
         let refused = match self.devices.get(&id) {
             None => Some(libc::ENXIO),
@@ -98,6 +108,7 @@ impl State {
         let Stage::Idle(fetch) = tag.stage else { return };
         tag.request = Some(number);
         let request = self.requests.get_mut(&number).expect("it waits");
+        (request.given, request.taken) = (Vec::new(), 0);
         let (sector, sectors) = request.rest();
         let addr = tag.buf.as_ref().map_or(0, |buf| buf.as_ptr() as u64);
         queue.descs[at] =
@@ -128,7 +139,7 @@ impl State {
         tag.stage = Stage::Serving;
         let request = tag.request.and_then(|number| self.requests.get(&number));
         if let (Some(request), Some(buf)) = (request.filter(|request| request.is(op::WRITE)), &tag.buf) {
-            let data = request.bio.data.get(request.done..).unwrap_or_default();
+            let data = request.left();
             buf.copy_from(0, &data[..data.len().min(buf.len())]);
         }
         self.end_op(command, io_result::OK);
@@ -137,6 +148,7 @@ impl State {
     /// What a commit does to its request. The tag is free again.
     pub(super) fn commit(&mut self, id: u32, index: u16, at: usize, result: i32) {
         let Some(dev) = self.devices.get_mut(&id) else { return };
+        let copies = dev.has(flag::USER_COPY);
         let tag = &mut dev.queues[usize::from(index)].tags[at];
         let Some(number) = tag.request.take() else { return };
         let Some(request) = self.requests.get_mut(&number) else { return };
@@ -159,10 +171,15 @@ impl State {
             let mut bytes = vec![0; count.min(left)];
             match &tag.buf {
                 Some(buf) if buf.len() >= bytes.len() => buf.copy_to(0, &mut bytes),
+                None if request.given.len() == bytes.len() => bytes.copy_from_slice(&request.given),
                 _ => {}
             }
             request.bio.data.truncate(request.done);
             request.bio.data.extend(bytes);
+        }
+        let copied = if request.is(op::READ) { request.given.len() } else { request.taken };
+        if copies && copied != left {
+            self.broken.push(format!("{copied} bytes copied of a request of {left}"));
         }
         request.done += count.min(left) / SECTOR as usize * SECTOR as usize;
         if count != left {

@@ -1,6 +1,7 @@
 //! The open character device: one process at a time, its descriptors, and what its end means.
 
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,7 +10,7 @@ use super::server::current_thread;
 use super::state::{OpenFile, Shared, State};
 use crate::storage::IoBuf;
 use crate::ublk::driver::CharDevice;
-use crate::ublk::uapi::{IoCmd, IoDesc, flag, state};
+use crate::ublk::uapi::{IoCmd, IoDesc, flag, op, state};
 use crate::{Error, Result};
 
 #[derive(Debug)]
@@ -88,6 +89,14 @@ impl Drop for SimOp {
     }
 }
 
+impl SimChar {
+    fn copy(&self, queue: u16, tag: u16, kind: u32, buf: &IoBuf) -> io::Result<()> {
+        let Inner { shared, file, .. } = &*self.0;
+        let copied = shared.state().user_copy(*file, queue, tag, kind, buf);
+        copied.map_err(io::Error::from_raw_os_error)
+    }
+}
+
 impl CharDevice for SimChar {
     type Descriptors = SimDescriptors;
     type Op = SimOp;
@@ -123,11 +132,19 @@ impl CharDevice for SimChar {
         queue.and_then(|queue| queue.descs.get(usize::from(tag)).copied()).expect("a tag of this queue")
     }
 
-    fn io(&self, command: u32, payload: IoCmd, buf: IoBuf) -> SimOp {
-        let payload = IoCmd { addr: buf.as_ptr() as u64, ..payload };
+    fn io(&self, command: u32, payload: IoCmd, buf: Option<IoBuf>) -> SimOp {
+        let payload = IoCmd { addr: buf.as_ref().map_or(0, |buf| buf.as_ptr() as u64), ..payload };
         let Inner { shared, file, .. } = &*self.0;
         let op = shared.state().mutated_io(current_thread(), *file, command, payload, buf);
         SimOp { file: self.clone(), op }
+    }
+
+    fn copy_from_request(&self, queue: u16, tag: u16, buf: &IoBuf) -> io::Result<()> {
+        self.copy(queue, tag, op::WRITE, buf)
+    }
+
+    fn copy_to_request(&self, queue: u16, tag: u16, buf: &IoBuf) -> io::Result<()> {
+        self.copy(queue, tag, op::READ, buf)
     }
 }
 

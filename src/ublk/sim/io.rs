@@ -21,11 +21,13 @@ pub enum Mutation {
     Inverted,
     /// It is a fetch.
     WrongCommand,
+    /// Not a commit: a copy by the server moves nothing.
+    NoCopy,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 7] = [
+    pub const ALL: [Mutation; 8] = [
         Mutation::ShortCount,
         Mutation::LongCount,
         Mutation::WrongTag,
@@ -33,6 +35,7 @@ impl Mutation {
         Mutation::Twice,
         Mutation::Inverted,
         Mutation::WrongCommand,
+        Mutation::NoCopy,
     ];
 }
 
@@ -44,13 +47,13 @@ impl State {
         file: u64,
         number: u32,
         mut cmd: IoCmd,
-        buf: IoBuf,
+        buf: Option<IoBuf>,
     ) -> u64 {
         let commit = self.profile.io(number) == Some(io::COMMIT_AND_FETCH_REQ);
         let mutation = self.mutation.filter(|_| commit && self.rng.chance(1, 16));
         let mut sent = number;
         match mutation {
-            None => {}
+            None | Some(Mutation::NoCopy) => {}
             Some(Mutation::ShortCount) => cmd.result -= if cmd.result >= 512 { 512 } else { 0 },
             Some(Mutation::LongCount) => cmd.result += 512,
             Some(Mutation::WrongTag) => cmd.tag += 1,
@@ -68,7 +71,7 @@ impl State {
     }
 
     /// A command that `thread` sends through the open file `file`; its result comes with the operation.
-    fn io(&mut self, thread: ThreadId, file: u64, number: u32, cmd: IoCmd, buf: IoBuf) -> u64 {
+    fn io(&mut self, thread: ThreadId, file: u64, number: u32, cmd: IoCmd, buf: Option<IoBuf>) -> u64 {
         self.counts.io += 1;
         *self.sent.entry(number).or_default() += 1;
         let op = self.number();
@@ -87,15 +90,19 @@ impl State {
         file: u64,
         number: u32,
         cmd: IoCmd,
-        buf: IoBuf,
+        buf: Option<IoBuf>,
     ) -> Result<(), i32> {
         let profile = self.profile;
         let unknown = if profile.is(6, 4) { libc::EOPNOTSUPP } else { libc::EINVAL };
         let id = self.files.get(&file).ok_or(libc::EBADF)?.device;
         let command = profile.io(number).ok_or(unknown)?;
         let dev = self.devices.get_mut(&id).ok_or(libc::ENODEV)?;
-        // With NEED_GET_DATA a buffer may be named later.
-        let needs_buffer = cmd.addr == 0 && !dev.has(flag::NEED_GET_DATA);
+        // With NEED_GET_DATA a buffer may be named later, with USER_COPY none may be named.
+        let copies = dev.has(flag::USER_COPY);
+        let wrong_buffer = match copies {
+            true => cmd.addr != 0,
+            false => cmd.addr == 0 && !dev.has(flag::NEED_GET_DATA),
+        };
         let queue = dev.queues.get_mut(usize::from(cmd.q_id)).ok_or(libc::EINVAL)?;
         let at = usize::from(cmd.tag);
         // Before 6.16 a queue belongs to a thread, then a tag does.
@@ -116,25 +123,26 @@ impl State {
         }
         match command {
             io::FETCH_REQ if ready => Err(libc::EBUSY),
-            io::FETCH_REQ if tag.stage != Stage::New || needs_buffer => Err(libc::EINVAL),
+            io::FETCH_REQ if tag.stage != Stage::New || wrong_buffer => Err(libc::EINVAL),
             io::FETCH_REQ => {
-                (tag.stage, tag.buf, tag.daemon) = (Stage::Idle(op), Some(buf), Some(thread));
+                (tag.stage, tag.buf, tag.daemon) = (Stage::Idle(op), buf, Some(thread));
                 queue.fetched += 1;
                 Ok(())
             }
             io::COMMIT_AND_FETCH_REQ => {
                 let request = tag.request.and_then(|number| self.requests.get(&number));
-                let reads = request.is_some_and(|request| request.bio.op_flags & op::MASK == op::READ);
-                if tag.stage != Stage::Serving || needs_buffer || cmd.addr == 0 && reads {
+                let reads = request.is_some_and(|request| request.is(op::READ));
+                let late = cmd.addr == 0 && reads && !copies;
+                if tag.stage != Stage::Serving || wrong_buffer || late {
                     return Err(libc::EINVAL);
                 }
-                (tag.stage, tag.buf) = (Stage::Idle(op), Some(buf));
+                (tag.stage, tag.buf) = (Stage::Idle(op), buf);
                 self.commit(id, cmd.q_id, at, cmd.result);
                 self.take_away_if_over(id, cmd.q_id, at, op);
                 Ok(())
             }
             _ => {
-                (tag.stage, tag.buf) = (Stage::Getting(op), Some(buf));
+                (tag.stage, tag.buf) = (Stage::Getting(op), buf);
                 Ok(())
             }
         }

@@ -13,7 +13,7 @@
 //! * admin commands with their checks and errors: unknown flags and parameter groups are cleared in silence, queues and
 //!   depth lowered; START_DEV and END_USER_RECOVERY wait for all fetches, STOP_DEV for all requests, DEL_DEV for the
 //!   last reference; raw and encoded numbers, and which version knows which command, flag and group;
-//! * commands of queues: who may send what when, and the errno otherwise; NEED_GET_DATA;
+//! * commands of queues: who may send what when, and the errno otherwise; NEED_GET_DATA; USER_COPY;
 //! * the block layer: a request has a tag from its delivery to its end; short counts are sent again; errnos that the
 //!   block layer does not know become EIO; a user's requests are cut at the disk's limits; no FLUSH without
 //!   VOLATILE_CACHE;
@@ -26,6 +26,7 @@
 
 mod admin;
 mod block;
+mod copy;
 mod files;
 mod handles;
 mod io;

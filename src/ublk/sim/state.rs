@@ -44,6 +44,8 @@ pub struct Counts {
     pub refused: u64,
     /// Round trips for the data of writes.
     pub get_data: u64,
+    /// Data of requests that servers copied.
+    pub user_copies: u64,
     /// Character devices let go of, by an end or a death.
     pub released: u64,
 }

@@ -261,6 +261,11 @@ pub const MAX_QUEUE_DEPTH: u16 = 4096;
 pub const MAX_NR_QUEUES: u16 = 4096;
 /// Bytes of one request.
 pub const MAX_IO_BYTES: u32 = 32 << 20;
+/// Where the data of the request that `tag` of `queue` has lies in the character device ([`flag::USER_COPY`]):
+/// `UBLKSRV_IO_BUF_OFFSET`, then the queue from bit 41 on, the tag from bit 25, and the offset in the data.
+pub const fn user_copy_position(queue: u16, tag: u16) -> u64 {
+    0x8000_0000 + ((queue as u64) << 41) + ((tag as u64) << 25)
+}
 /// Bytes of the answer to GET_FEATURES.
 pub const FEATURES_LEN: usize = 8;
 
@@ -285,6 +290,15 @@ mod tests {
         assert_eq!(CtrlDevInfo::from_bytes(&bytes), info);
         assert_eq!(bytes[16..20], (-1i32).to_ne_bytes());
         assert_eq!(bytes[32..40], 0x0123_4567_89ab_cdefu64.to_ne_bytes());
+    }
+
+    #[test]
+    fn the_data_of_every_tag_has_a_place_of_its_own() {
+        assert_eq!(user_copy_position(0, 0), 0x8000_0000);
+        assert_eq!(user_copy_position(0, 1), 0x8200_0000);
+        assert_eq!(user_copy_position(1, 0), 0x0200_8000_0000);
+        let last = user_copy_position(MAX_NR_QUEUES - 1, MAX_QUEUE_DEPTH - 1) + u64::from(MAX_IO_BYTES);
+        assert!(i64::try_from(last).is_ok());
     }
 
     #[test]

@@ -1,33 +1,37 @@
-//! Memory for the data of one connection's running requests: a fixed amount, handed out in pages.
+//! Memory for the data of running requests: a fixed amount, handed out in pages.
 
-use super::limits::ARENA_BYTES;
-use crate::storage::{BUF_ALIGN, IoBuf};
+use super::{BUF_ALIGN, IoBuf};
 
-const PAGES: usize = ARENA_BYTES / BUF_ALIGN;
 const WORD: usize = 64;
 
 /// Pages taken by one request, to be given back.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct PageRun {
+pub struct PageRun {
     first: usize,
     count: usize,
 }
 
-/// First-fit over a bitmap, from the front: a client with few requests keeps touching the same few pages.
+/// First-fit over a bitmap, from the front: few requests at once keep touching the same few pages.
 #[derive(Debug)]
-pub(super) struct Arena {
+pub struct Arena {
     memory: IoBuf,
     /// A set bit is a page in use.
-    used: [u64; PAGES / WORD],
+    used: Box<[u64]>,
 }
 
 impl Arena {
-    pub(super) fn new() -> Arena {
-        Arena { memory: IoBuf::zeroed(ARENA_BYTES), used: [0; PAGES / WORD] }
+    /// Hands out the pages of `memory`.
+    pub fn new(memory: IoBuf) -> Arena {
+        let words = (memory.len() / BUF_ALIGN).div_ceil(WORD);
+        Arena { memory, used: vec![0; words].into() }
     }
 
-    /// A page-aligned buffer of `len` bytes (1 to [`ARENA_BYTES`]), if there is room now.
-    pub(super) fn take(&mut self, len: usize) -> Option<(IoBuf, PageRun)> {
+    fn pages(&self) -> usize {
+        self.memory.len() / BUF_ALIGN
+    }
+
+    /// A page-aligned buffer of `len` bytes (1 to all there are), if there is room now.
+    pub fn take(&mut self, len: usize) -> Option<(IoBuf, PageRun)> {
         let count = len.div_ceil(BUF_ALIGN);
         let first = self.find(count)?;
         let run = PageRun { first, count };
@@ -37,14 +41,14 @@ impl Arena {
     }
 
     /// Takes pages back. Nobody may use the buffer any more.
-    pub(super) fn give_back(&mut self, run: PageRun) {
+    pub fn give_back(&mut self, run: PageRun) {
         self.mark(run, false);
     }
 
     fn find(&self, count: usize) -> Option<usize> {
         let mut free = 0;
         let mut page = 0;
-        while page < PAGES {
+        while page < self.pages() {
             let word = self.used[page / WORD];
             if page.is_multiple_of(WORD) && word == u64::MAX {
                 free = 0;
@@ -76,13 +80,17 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn all_of_it_can_be_one_buffer() {
-        let mut arena = Arena::new();
-        let (all, run) = arena.take(ARENA_BYTES).unwrap();
-        assert_eq!(all.len(), ARENA_BYTES);
-        assert!(arena.take(1).is_none());
-        arena.give_back(run);
-        assert!(arena.take(512).is_some());
+    fn all_of_it_can_be_one_buffer_and_not_more() {
+        for pages in [1, 63, 64, 65, 512] {
+            let bytes = pages * BUF_ALIGN;
+            let mut arena = Arena::new(IoBuf::zeroed(bytes));
+            assert!(arena.take(bytes + 1).is_none());
+            let (all, run) = arena.take(bytes).unwrap();
+            assert_eq!(all.len(), bytes);
+            assert!(arena.take(1).is_none());
+            arena.give_back(run);
+            assert!(arena.take(512).is_some());
+        }
     }
 
     proptest! {
@@ -90,7 +98,7 @@ mod tests {
         fn buffers_never_overlap_and_all_pages_come_back(
             steps in proptest::collection::vec((1..300_000_usize, any::<prop::sample::Index>(), any::<bool>()), 1..200),
         ) {
-            let mut arena = Arena::new();
+            let mut arena = Arena::new(IoBuf::zeroed(2 << 20));
             let mut taken: Vec<(IoBuf, PageRun)> = Vec::new();
             for (len, index, give_back) in steps {
                 if give_back && !taken.is_empty() {
@@ -110,7 +118,7 @@ mod tests {
             for (_, run) in taken {
                 arena.give_back(run);
             }
-            prop_assert_eq!(arena.used, [0; PAGES / WORD]);
+            prop_assert!(arena.used.iter().all(|word| *word == 0));
         }
     }
 }
