@@ -133,7 +133,8 @@ fn serve(disk: &FileDisk, options: &Options, state: &Path) -> error::Result<Devi
     if let Some(DeviceInfo { id, tag, state, .. }) = recorded(state)? {
         if state != State::Dead {
             let begin = Instant::now();
-            let device = Device::recover(disk, &RecoverOptions { device_id: id, tag })?;
+            let device =
+                Device::recover(disk, &RecoverOptions { device_id: id, tag, ..RecoverOptions::default() })?;
             eprintln!("recovered in {} ms", begin.elapsed().as_millis());
             return Ok(device);
         }

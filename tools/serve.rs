@@ -9,7 +9,7 @@ use cowdisk::error::{Result, printable};
 use cowdisk::limits::DEFAULT_CACHE_BYTES;
 use cowdisk::nbd::Address;
 use cowdisk::serve::{self, FrontendChoice, Log, Mode, ServeOptions};
-use cowdisk::ublk::CopyMode;
+use cowdisk::ublk::{CopyMode, FeatureChoice, OnDeath};
 use serde_json::json;
 
 use crate::output::Output;
@@ -53,8 +53,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     depth: u16,
     /// Who copies data on ublk, and when; copy: the driver; get-data: the driver, when the daemon asks; user-copy: the daemon
-    #[arg(long, value_enum, default_value = "copy", hide = true)]
-    ublk_mode: UblkMode,
+    #[arg(long, value_enum, hide = true)]
+    ublk_mode: Option<UblkMode>,
+    /// Features of ublk that must be used, or must not: +NAME,-NAME
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true, hide = true)]
+    ublk_features: Option<FeatureChoice>,
+    /// What becomes of a ublk device whose daemon dies or leaves, until the next `serve`: its requests wait, or fail
+    /// (Linux 6.13), or the device is removed. Settled when the device is made
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "wait", conflicts_with = "temporary")]
+    on_death: WhenDead,
     /// Memory for the caches
     #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_CACHE_BYTES, value_parser = size::bytes)]
     cache_size: u64,
@@ -80,6 +87,13 @@ enum Frontend {
     Auto,
     Ublk,
     Nbd,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum WhenDead {
+    Wait,
+    Fail,
+    Remove,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -112,14 +126,21 @@ impl Args {
             Frontend::Ublk => FrontendChoice::Ublk,
             Frontend::Nbd => FrontendChoice::Nbd,
         };
-        let copy = match self.ublk_mode {
+        let copy = self.ublk_mode.map(|mode| match mode {
             UblkMode::Copy => CopyMode::AtFetch,
             UblkMode::GetData => CopyMode::GetData,
             UblkMode::UserCopy => CopyMode::UserCopy,
+        });
+        let on_death = match self.on_death {
+            WhenDead::Wait => OnDeath::Wait,
+            WhenDead::Fail => OnDeath::Fail,
+            WhenDead::Remove => OnDeath::Remove,
         };
         ServeOptions {
             mode,
             copy,
+            on_death,
+            ublk_features: self.ublk_features.unwrap_or_default(),
             name: self.name,
             frontend,
             nbd: self.nbd,

@@ -8,7 +8,8 @@ use cowdisk::ublk::driver::{Admin, AdminCall, Driver};
 use cowdisk::ublk::sim::{Bio, Machine, Profile, Server};
 use cowdisk::ublk::uapi::{NO_QUEUE, admin};
 use cowdisk::ublk::{
-    CopyMode, Device, RecoverOptions, StartOptions, State, list_devices_on, remove_waiting_on,
+    CopyMode, Device, FeatureChoice, OnDeath, RecoverOptions, StartOptions, State, list_devices_on,
+    remove_waiting_on,
 };
 use std::time::Duration;
 
@@ -69,8 +70,8 @@ struct Input {
     raw_numbers: bool,
     queues: u8,
     depth: u8,
-    get_data: bool,
-    recovery: bool,
+    copy: u8,
+    on_death: u8,
     acts: Vec<Act>,
 }
 
@@ -102,7 +103,8 @@ impl World {
         let kernel = input.kernel % 8;
         let (major, minor) = KERNELS[usize::from(kernel)];
         let profile = Profile { raw_numbers: input.raw_numbers, ..Profile::of(major, minor) };
-        let copy = if input.get_data { CopyMode::GetData } else { CopyMode::AtFetch };
+        let copies = [CopyMode::AtFetch, CopyMode::GetData, CopyMode::UserCopy][usize::from(input.copy % 3)];
+        let on_death = [OnDeath::Wait, OnDeath::Fail, OnDeath::Remove][usize::from(input.on_death % 3)];
         World {
             machine: Machine::new(profile, u64::from(input.seed)),
             disk: Ram::new(SIZE, u64::from(input.seed)),
@@ -112,8 +114,9 @@ impl World {
                 depth: u16::from(input.depth % 8 + 1),
                 max_io: 8192,
                 tag: TAG,
-                recovery: input.recovery,
-                copy,
+                on_death,
+                copy: Some(copies),
+                features: FeatureChoice::default(),
             },
             server: None,
             device: None,
@@ -166,7 +169,7 @@ impl World {
             let found = list_devices_on(server).unwrap_or_default().into_iter().find(|d| d.tag == TAG);
             *device = match found {
                 Some(found) if found.state != State::Dead => {
-                    let of = RecoverOptions { device_id: found.id, tag: TAG };
+                    let of = RecoverOptions { device_id: found.id, tag: TAG, ..RecoverOptions::default() };
                     Device::recover_on(server, &disk, &of).ok()
                 }
                 Some(found) => {
@@ -219,7 +222,8 @@ impl World {
         let other = self.machine.boot();
         let bound = Duration::from_millis(200);
         let len = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
-        let call = AdminCall { number, device, queue, data, send: bytes, len, bound };
+        let path_len = queue % 32;
+        let call = AdminCall { number, device, queue, data, send: bytes, len, path_len, bound };
         let _ = other.run(|other| other.open_admin().map(|mut admin| admin.run(&call)));
         other.exit();
     }

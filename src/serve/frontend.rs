@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::disk::ImageDisk;
-use super::{FrontendChoice, ServeOptions};
+use super::{FrontendChoice, Mode, ServeOptions};
 use crate::nbd::{self, Address, Export, Server, ServerOptions};
-use crate::ublk::{Device, DeviceInfo, RecoverOptions, StartOptions};
+use crate::ublk::{Device, DeviceInfo, OnDeath, RecoverOptions, StartOptions};
 use crate::{Error, Kind, Result};
 
 /// Bytes of one request, and of each tag's buffer.
@@ -60,28 +60,31 @@ pub(super) struct SocketOwner {
 }
 
 impl Frontend {
-    /// Starts a new device. It outlives this process only if `keep`.
-    pub(super) fn start_ublk(
-        disk: &ImageDisk,
-        options: &ServeOptions,
-        tag: u64,
-        keep: bool,
-    ) -> Result<Frontend> {
+    /// Starts a new device.
+    pub(super) fn start_ublk(disk: &ImageDisk, options: &ServeOptions, tag: u64) -> Result<Frontend> {
+        // A temporary disk's content ends with this process.
+        let on_death = if options.mode == Mode::Temporary { OnDeath::Remove } else { options.on_death };
         let start = StartOptions {
             device_id: options.device_id,
             queues: options.queues,
             depth: options.depth,
             max_io: MAX_IO,
             tag,
-            recovery: keep,
+            on_death,
             copy: options.copy,
+            features: options.ublk_features,
         };
         Ok(Frontend::Ublk(Box::new(Device::start(disk, &start)?)))
     }
 
     /// Takes up a device that waits.
-    pub(super) fn recover_ublk(disk: &ImageDisk, waiting: &DeviceInfo) -> Result<Frontend> {
-        let options = RecoverOptions { device_id: waiting.id, tag: waiting.tag };
+    pub(super) fn recover_ublk(
+        disk: &ImageDisk,
+        options: &ServeOptions,
+        waiting: &DeviceInfo,
+    ) -> Result<Frontend> {
+        let features = options.ublk_features;
+        let options = RecoverOptions { device_id: waiting.id, tag: waiting.tag, features };
         Ok(Frontend::Ublk(Box::new(Device::recover(disk, &options)?)))
     }
 

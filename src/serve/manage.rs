@@ -30,7 +30,15 @@ enum Found {
     /// A daemon's control socket, with the entry if there is one.
     Daemon(PathBuf),
     /// A device without a daemon.
-    Waiting(Registry, Entry, u32),
+    Waiting(Registry, Entry, Unserved),
+}
+
+/// A device without a daemon.
+#[derive(Clone, Copy, Debug)]
+struct Unserved {
+    id: u32,
+    /// Its requests fail instead of waiting.
+    fails: bool,
 }
 
 /// What is served on this host, or the one image or device `target`.
@@ -45,7 +53,7 @@ pub fn status(target: Option<&OsStr>, search: &[PathBuf]) -> Result<Vec<ImageSta
     let mut images = Vec::new();
     for found in &found {
         match found {
-            Found::Waiting(_, entry, _) => images.push(ImageStatus::waiting(entry)),
+            Found::Waiting(_, entry, device) => images.push(ImageStatus::waiting(entry, device.fails)),
             Found::Daemon(socket) => match ask(socket) {
                 Ok(status) => images.push(status),
                 // It ended just now.
@@ -81,8 +89,8 @@ pub fn stop(target: &OsStr, force: bool, search: &[PathBuf]) -> Result<Stopped> 
             client::stop(socket, force)?;
             Ok(Stopped { path, device, waited: false })
         }
-        [Found::Waiting(registry, entry, id)] => {
-            ublk::remove_waiting(*id, entry.tag(), force)?;
+        [Found::Waiting(registry, entry, device)] => {
+            ublk::remove_waiting(device.id, entry.tag(), force)?;
             registry.remove(entry)?;
             Ok(Stopped { path: entry.path.clone(), device: entry.place.clone(), waited: true })
         }
@@ -109,14 +117,18 @@ fn judge(registry: Registry, entry: Entry) -> Option<Found> {
     if client::answers(&entry) {
         return Some(Found::Daemon(entry.socket));
     }
-    let id = match entry.device() {
-        Ok(device) => device.filter(|device| device.state != State::Dead)?.id,
+    let device = match entry.device() {
+        Ok(device) => {
+            let device = device.filter(|device| device.state != State::Dead)?;
+            Unserved { id: device.id, fails: device.state == State::FailIo }
+        }
         // Only root may ask the driver; sysfs at least tells whether the device is there.
         Err(_) => {
-            entry.device_id.filter(|id| Path::new(&format!("/sys/class/ublk-char/ublkc{id}")).exists())?
+            let there = |id: &u32| Path::new(&format!("/sys/class/ublk-char/ublkc{id}")).exists();
+            Unserved { id: entry.device_id.filter(there)?, fails: false }
         }
     };
-    Some(Found::Waiting(registry, entry, id))
+    Some(Found::Waiting(registry, entry, device))
 }
 
 /// What `target` names: a device's node or number, an NBD URI, or an image.

@@ -52,7 +52,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{DEFAULT_CACHE_BYTES, MAX_NAME_BYTES};
 use crate::nbd::Address;
-use crate::ublk::CopyMode;
+use crate::ublk::{CopyMode, FeatureChoice, OnDeath};
 
 /// How an image is served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -92,8 +92,12 @@ pub struct ServeOptions {
     pub nbd: Option<Address>,
     /// Queues, one thread each.
     pub queues: u16,
-    /// Who copies data on ublk, and when.
-    pub copy: CopyMode,
+    /// Who copies data on ublk, and when; `None`: the best that the driver has.
+    pub copy: Option<CopyMode>,
+    /// What becomes of a ublk device when the daemon dies. A temporary disk always goes.
+    pub on_death: OnDeath,
+    /// Features of ublk that must be used, or must not; for tests.
+    pub ublk_features: FeatureChoice,
     /// Requests that a queue (with NBD: a connection) has running at once.
     pub depth: u16,
     /// Bytes for the caches.
@@ -118,7 +122,9 @@ impl ServeOptions {
             frontend: FrontendChoice::Auto,
             nbd: None,
             queues: 1,
-            copy: CopyMode::default(),
+            copy: None,
+            on_death: OnDeath::default(),
+            ublk_features: FeatureChoice::default(),
             depth: 64,
             cache_bytes: DEFAULT_CACHE_BYTES,
             device_id: None,

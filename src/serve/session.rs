@@ -71,8 +71,9 @@ impl Session {
         loop {
             match self.events.recv_timeout(LOOK) {
                 Ok(Event::Signal(signal)) if signal.number != libc::SIGCHLD => {
+                    let begun = Instant::now();
                     if let Some(end) = self.end_by_signal(refused) {
-                        return self.close(end).map(|()| 0);
+                        return self.close_after_signal(end, begun).map(|()| 0);
                     }
                     refused = true;
                 }
@@ -214,6 +215,17 @@ impl Session {
     fn close(mut self, end: End) -> Result<()> {
         self.unlist(end);
         self.background.close()
+    }
+
+    /// How long the requests of a device that is left waiting have nobody to serve them begins here.
+    fn close_after_signal(self, end: End, begun: Instant) -> Result<()> {
+        let (log, place) = (self.log.clone(), self.entry.place.clone());
+        let closed = self.close(end);
+        if end == End::Waiting {
+            let time = begun.elapsed().as_millis();
+            log.say(&format!("{place}: left waiting for the next daemon, {time} ms after the signal"));
+        }
+        closed
     }
 
     fn close_and_tell(mut self, request: &StopRequest) -> Result<()> {

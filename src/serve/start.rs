@@ -36,6 +36,7 @@ pub(super) struct Plan {
     pub(super) tag: u64,
     pub(super) kind: FrontendKind,
     mode: Mode,
+    begun: Instant,
     registry: Registry,
     control: PathBuf,
     nbd: PathBuf,
@@ -44,6 +45,7 @@ pub(super) struct Plan {
 impl Plan {
     /// Finds the file, and names for what belongs to it.
     pub(super) fn make(options: &ServeOptions) -> Result<Plan> {
+        let begun = Instant::now();
         let registry = Registry::open()?;
         refuse_own_disk(&options.image, &registry)?;
         let path = resolve(options)?;
@@ -52,7 +54,7 @@ impl Plan {
         let control = registry.dir().join(format!("{stem}.sock"));
         let nbd = registry.dir().join(format!("{stem}.nbd"));
         let (kind, mode) = (FrontendKind::choose(options), options.mode);
-        Ok(Plan { path, tag, kind, mode, registry, control, nbd })
+        Ok(Plan { path, tag, kind, mode, begun, registry, control, nbd })
     }
 
     /// The log of a daemon that has a keeper.
@@ -228,7 +230,12 @@ impl Starting<'_> {
     }
 
     fn recover(&self, device: &DeviceInfo) -> Result<Frontend> {
-        Frontend::recover_ublk(&self.disk(device.depth), device)
+        let frontend = Frontend::recover_ublk(&self.disk(device.depth), self.options, device)?;
+        let time = self.plan.begun.elapsed().as_millis();
+        self.wires
+            .log
+            .say(&format!("{}: taken up {time} ms after the start of this daemon", frontend.place()));
+        Ok(frontend)
     }
 
     /// Known before it exists: a crash leaves no device that nobody looks after.
@@ -236,11 +243,7 @@ impl Starting<'_> {
         self.plan.registry.store(&entry.lock())?;
         let disk = self.disk(self.options.depth);
         match self.plan.kind {
-            FrontendKind::Ublk => {
-                // A temporary disk's content ends with this process.
-                let keep = self.options.mode != Mode::Temporary;
-                Frontend::start_ublk(&disk, self.options, self.plan.tag, keep)
-            }
+            FrontendKind::Ublk => Frontend::start_ublk(&disk, self.options, self.plan.tag),
             FrontendKind::Nbd => {
                 let owner = (sys::user_id() == 0).then_some(socket.owner);
                 let socket = SocketOwner { mode: socket.mode, owner };

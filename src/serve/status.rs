@@ -23,7 +23,7 @@ pub enum State {
     Full,
     /// A write or sync of metadata failed: nothing is written any more, reads go on.
     Poisoned,
-    /// No daemon serves it, and its device holds all requests until the next one does.
+    /// No daemon serves it, and its device holds (or, if so wished, fails) all requests until the next one does.
     Waiting,
 }
 
@@ -256,9 +256,10 @@ impl ImageStatus {
         self.state != State::Ok || self.errors.iter().any(damaged)
     }
 
-    /// An image whose device waits.
-    pub(super) fn waiting(entry: &Entry) -> ImageStatus {
-        let message = "no daemon serves it; its device holds all requests until one does";
+    /// An image whose device waits; `fails`: not so its requests.
+    pub(super) fn waiting(entry: &Entry, fails: bool) -> ImageStatus {
+        let what = if fails { "fails" } else { "holds" };
+        let message = format!("no daemon serves it; its device {what} all requests until one does");
         let reason = Trouble::new(message, format!("cowdisk serve '{}'", entry.path));
         ImageStatus { reason: Some(reason), ..ImageStatus::of_entry(entry, State::Waiting) }
     }

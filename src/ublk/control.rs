@@ -7,10 +7,10 @@ use std::io;
 use std::time::Duration;
 
 use super::driver::{Admin, AdminCall, Driver};
-use super::features::Features;
+use super::features::{Features, command};
 use super::kernel::Kernel;
-use super::uapi::{CtrlDevInfo, FEATURES_LEN, NO_DEVICE, NO_QUEUE, Params, admin};
-use super::{bounds, uapi};
+use super::uapi::{CtrlDevInfo, FEATURES_LEN, NO_DEVICE, NO_QUEUE, Params, admin, flag};
+use super::{bounds, node, uapi};
 use crate::{Error, Kind, Result};
 
 pub(super) const PATH: &str = "/dev/ublk-control";
@@ -22,6 +22,8 @@ const MASK_BYTES: u16 = 1024;
 pub struct Control<K: Driver = Kernel> {
     admin: K::Admin,
     features: Option<Features>,
+    /// What is not used, though the driver may have it.
+    off: Features,
     /// Commands are sent in ioctl encoding.
     encoded: bool,
     /// This process.
@@ -38,12 +40,22 @@ struct Call<'a> {
     send: &'a [u8],
     /// Bytes at `addr`: what is sent, or how much may be filled.
     len: u16,
+    path_len: u16,
     bound: Duration,
 }
 
 impl Call<'_> {
     const fn new(command: uapi::Command, device: u32) -> Call<'static> {
-        Call { command, device, queue: NO_QUEUE, data: 0, send: &[], len: 0, bound: bounds::QUICK }
+        Call {
+            command,
+            device,
+            queue: NO_QUEUE,
+            data: 0,
+            send: &[],
+            len: 0,
+            path_len: 0,
+            bound: bounds::QUICK,
+        }
     }
 
     fn what(&self) -> String {
@@ -65,7 +77,8 @@ impl<K: Driver> Control<K> {
     /// [`Control::open`] on the machine of `driver`.
     pub fn open_on(driver: &K) -> Result<Control<K>> {
         let (admin, pid) = (driver.open_admin()?, driver.pid());
-        let mut control = Control { admin, features: None, encoded: true, pid };
+        let off = Features::default();
+        let mut control = Control { admin, features: None, off, encoded: true, pid };
         control.features = control.get_features()?;
         control.encoded = control.features.is_some() || !control.takes_raw_numbers()?;
         Ok(control)
@@ -76,9 +89,25 @@ impl<K: Driver> Control<K> {
         self.features
     }
 
-    /// True if the driver offers all of `bits`; unknown before 6.5, so false.
-    pub(super) fn offers(&self, bits: u64) -> bool {
+    /// Does without `off` from now on.
+    pub(super) const fn leave_out(&mut self, off: Features) {
+        self.off = off;
+        self.encoded &= !off.has(flag::CMD_IOCTL_ENCODE);
+    }
+
+    /// True if the driver has all of `bits`, used or not; unknown before 6.5, so false.
+    pub(super) fn knows(&self, bits: u64) -> bool {
         self.features.is_some_and(|features| features.has(bits))
+    }
+
+    /// True if the driver has all of `bits`, and they are not left out.
+    pub(super) fn offers(&self, bits: u64) -> bool {
+        self.knows(bits) && !self.leaves_out(bits)
+    }
+
+    /// True if one of `bits` is left out.
+    pub(super) const fn leaves_out(&self, bits: u64) -> bool {
+        self.off.0 & bits != 0
     }
 
     /// The number to send for `command`: encoded, unless the driver may be too old for that (6.4).
@@ -115,8 +144,21 @@ impl<K: Driver> Control<K> {
         Ok(CtrlDevInfo::from_bytes(&self.received()))
     }
 
-    /// GET_DEV_INFO; [`Kind::NotFound`] if there is no such device.
+    /// GET_DEV_INFO2 or GET_DEV_INFO; [`Kind::NotFound`] if there is no such device.
     pub(super) fn device_info(&mut self, id: u32) -> Result<CtrlDevInfo> {
+        // An ordinary user's device is shown only to who names it by its path, root included.
+        if self.offers(flag::UNPRIVILEGED_DEV) && !self.leaves_out(command::GET_DEV_INFO2) {
+            let path = node::char_node(id).into_os_string().into_encoded_bytes();
+            let (path_len, len) = (path.len() as u16, (path.len() + CtrlDevInfo::SIZE) as u16);
+            let call = Call { send: &path, path_len, len, ..Call::new(admin::GET_DEV_INFO2, id) };
+            if self.run(&call).is_ok() {
+                let mut bytes = vec![0; usize::from(len)];
+                self.admin.received(&mut bytes);
+                let info = bytes.last_chunk().expect("it ends with the structure");
+                return Ok(CtrlDevInfo::from_bytes(info));
+            }
+            // Its node may not be there (yet).
+        }
         self.run(&Call { len: CtrlDevInfo::SIZE as u16, ..Call::new(admin::GET_DEV_INFO, id) })?;
         Ok(CtrlDevInfo::from_bytes(&self.received()))
     }
@@ -222,8 +264,8 @@ impl<K: Driver> Control<K> {
 
     /// Sends the command as `number` and waits for its answer, which may be minus an errno.
     fn run_encoded(&mut self, call: &Call<'_>, number: u32) -> Result<i32> {
-        let Call { device, queue, data, send, len, bound, .. } = *call;
-        let sent = AdminCall { number, device, queue, data, send, len, bound };
+        let Call { device, queue, data, send, len, path_len, bound, .. } = *call;
+        let sent = AdminCall { number, device, queue, data, send, len, path_len, bound };
         self.admin.run(&sent).map_err(|e| match e.kind() {
             io::ErrorKind::TimedOut => {
                 let message = format!("{} did not end within {} seconds", call.what(), bound.as_secs());

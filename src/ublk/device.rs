@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::control::Control;
 use super::driver::{CharDevice, Driver};
-use super::features::{self, CopyMode, Features};
+use super::features::{self, CopyMode, FeatureChoice, Features, OnDeath, Wish, command};
 use super::kernel::Kernel;
 use super::mailbox::Order;
 use super::queue::{Commands, QueueSpec, QueueThread};
@@ -41,10 +41,12 @@ pub struct StartOptions {
     /// A random number of this start. The driver keeps it over the death of the server, and only who knows it may
     /// take the device up: the id says nothing, another device may have it by then.
     pub tag: u64,
-    /// Let the disk outlive this process, where the driver can (6.1).
-    pub recovery: bool,
-    /// Who copies data, and when; where the driver cannot do it, it copies by itself.
-    pub copy: CopyMode,
+    /// What becomes of the disk when this process dies.
+    pub on_death: OnDeath,
+    /// Who copies data, and when, where the driver has that; `None`: the best that it has.
+    pub copy: Option<CopyMode>,
+    /// Features that must be used, or must not.
+    pub features: FeatureChoice,
 }
 
 impl Default for StartOptions {
@@ -55,8 +57,9 @@ impl Default for StartOptions {
             depth: 64,
             max_io: 128 << 10,
             tag: 0,
-            recovery: true,
-            copy: CopyMode::default(),
+            on_death: OnDeath::default(),
+            copy: None,
+            features: FeatureChoice::default(),
         }
     }
 }
@@ -80,6 +83,10 @@ impl StartOptions {
         Err(Error::new(Kind::Usage, format!("ublk cannot have {wrong}")))
     }
 
+    const fn wish(&self) -> Wish {
+        Wish { copy: self.copy, on_death: self.on_death, choice: self.features }
+    }
+
     fn request(&self, features: Features) -> CtrlDevInfo {
         CtrlDevInfo {
             nr_hw_queues: self.queues,
@@ -101,6 +108,8 @@ impl StartOptions {
 pub struct Device<K: Driver = Kernel> {
     pub(super) driver: K,
     pub(super) info: CtrlDevInfo,
+    /// Features that are not used, though the device may have them.
+    off: Features,
     pub(super) control: Mutex<Control<K>>,
     pub(super) threads: Vec<QueueThread<K>>,
     pub(super) node: PathBuf,
@@ -121,13 +130,17 @@ impl<K: Driver> Device<K> {
         // What the disk cannot be is said before there is a device.
         params::build(&disk.geometry(), options.max_io)?;
         let mut control = Control::open_on(driver)?;
-        let flags = features::ask(control.features(), options.recovery, options.copy);
+        control.leave_out(options.features.off);
+        let wish = options.wish();
+        let flags = wish.ask(control.features())?;
         let info = control.add_device(&options.request(flags))?;
-        let mut device = Device::new(driver.clone(), control, info);
-        if device.copy_mode() != options.copy {
-            device.warnings.push(format!("the ublk driver does not have {:?}", options.copy.feature()));
+        let mut device = Device::new(driver.clone(), control, info, options.features.off);
+        let wanted = options.copy.map_or(0, |copy| copy.feature().0);
+        let lacks = wanted & !(device.features().0 | options.features.off.0);
+        if lacks != 0 {
+            device.warnings.push(format!("the ublk driver does not have {:?}", Features(lacks)));
         }
-        match device.bring_up(disk) {
+        match wish.check(device.features()).and_then(|()| device.bring_up(disk)) {
             Ok(()) => Ok(device),
             Err(e) => {
                 // The first error is the one to report.
@@ -137,10 +150,10 @@ impl<K: Driver> Device<K> {
         }
     }
 
-    pub(super) fn new(driver: K, control: Control<K>, info: CtrlDevInfo) -> Device<K> {
+    pub(super) fn new(driver: K, control: Control<K>, info: CtrlDevInfo, off: Features) -> Device<K> {
         let node = node::block_node(info.dev_id);
         let control = Mutex::new(control);
-        Device { driver, info, control, threads: Vec::new(), node, warnings: Vec::new() }
+        Device { driver, info, off, control, threads: Vec::new(), node, warnings: Vec::new() }
     }
 
     fn bring_up<D: Disk>(&mut self, disk: &D) -> Result<()> {
@@ -153,10 +166,11 @@ impl<K: Driver> Device<K> {
         self.attach_threads()?;
         self.control.get_mut().start(id)?;
         let node = node::wait_for_disk(&self.driver, id)?;
-        if self.features().has(flag::QUIESCE) {
+        // QUIESCE came right after the driver learned to notice the death of its server by itself, and before it left the
+        // look for partitions to others.
+        if self.control.get_mut().knows(flag::QUIESCE) {
             self.wish("partitions", self.driver.read_partitions(&node));
-        } else if self.outlives_its_server() {
-            // QUIESCE came right after the driver learned to notice the death of its server by itself.
+        } else if self.features().has(flag::USER_RECOVERY) {
             self.wish("io_timeout (recovery may take 30 seconds)", self.driver.shorten_timeout(id));
         }
         Ok(())
@@ -230,9 +244,16 @@ impl<K: Driver> Device<K> {
     pub const fn shape(&self) -> (u16, u16) {
         (self.info.nr_hw_queues, self.info.queue_depth)
     }
-    /// True if the disk outlives this process, and requests in flight are delivered again to the next server.
+    /// True if the disk outlives this process, and requests in flight are delivered again to the next server, or fail as
+    /// was wanted.
     pub const fn outlives_its_server(&self) -> bool {
-        self.features().has(flag::USER_RECOVERY | flag::USER_RECOVERY_REISSUE)
+        let features = self.features();
+        features.has(flag::USER_RECOVERY | flag::USER_RECOVERY_REISSUE)
+            || features.has(flag::USER_RECOVERY | flag::USER_RECOVERY_FAIL_IO)
+    }
+    /// True if the device has `bits` and they are not left out.
+    const fn uses(&self, bits: u64) -> bool {
+        self.features().has(bits) && self.off.0 & bits == 0
     }
     /// What could not be had and makes the server weaker under memory pressure, for the log.
     pub fn warnings(&self) -> &[String] {
@@ -258,7 +279,7 @@ impl<K: Driver> Device<K> {
     /// # Errors
     /// `Unsupported` before Linux 6.16: the device keeps its size.
     pub fn update_size(&self, bytes: u64) -> Result<()> {
-        if !self.features().has(flag::UPDATE_SIZE) {
+        if !self.uses(flag::UPDATE_SIZE) {
             let message = "this ublk driver cannot tell its users of another size";
             return Err(Error::new(Kind::Unsupported, message).at(&self.node));
         }
@@ -272,7 +293,7 @@ impl<K: Driver> Device<K> {
         if self.driver.is_claimed(id) || !self.driver.openers(id).is_empty() {
             return Err(in_use(&self.driver, id));
         }
-        if !self.features().has(flag::UPDATE_SIZE) {
+        if !self.uses(flag::UPDATE_SIZE) {
             let message = "this ublk driver cannot tell its users of another size: stop the device first";
             return Err(Error::new(Kind::InUse, message).at(&self.node));
         }
@@ -318,7 +339,7 @@ impl<K: Driver> Device<K> {
         }
         let parked = self.order(Order::Park);
         self.wait_for(parked, "park")?;
-        if self.features().has(flag::QUIESCE) {
+        if self.uses(flag::QUIESCE) {
             // The driver keeps new requests from here on. EBUSY (all tags busy) is no harm: we keep them then.
             let _ = self.control.lock().quiesce(self.info.dev_id);
         }
@@ -392,7 +413,8 @@ pub(super) fn stop_disk<K: Driver>(
 /// Removes a stopped device. One that was taken away from its users is not quite gone before the last of them has let
 /// go of it, and nobody waits for that.
 pub(super) fn delete_disk<K: Driver>(control: &mut Control<K>, id: u32, force: bool) -> Result<()> {
-    if force && gone_is_fine(control.delete_later(id)).is_ok() {
+    let may_be_later = force && !control.leaves_out(command::DEL_DEV_ASYNC);
+    if may_be_later && gone_is_fine(control.delete_later(id)).is_ok() {
         return Ok(());
     }
     match gone_is_fine(control.delete(id)) {

@@ -33,6 +33,8 @@ pub struct AdminCall<'a> {
     pub send: &'a [u8],
     /// Bytes at the command's address: what is sent, or how much may be filled.
     pub len: u16,
+    /// How many of them, from the first on, are the path of the character device, where the command has one.
+    pub path_len: u16,
     /// How long to wait for the answer.
     pub bound: Duration,
 }

@@ -32,7 +32,7 @@ pub mod uapi;
 
 pub use control::Control;
 pub use device::{Device, StartOptions};
-pub use features::{CopyMode, Features};
+pub use features::{CopyMode, FeatureChoice, Features, OnDeath};
 pub use inspect::{
     DeviceInfo, State, device_info, device_info_on, find_device, list_devices, list_devices_on,
     remove_waiting, remove_waiting_on,

@@ -1,7 +1,7 @@
 //! Taking up a device whose server has gone.
 //!
 //! When a server ends, the driver keeps the disk, requeues what was in flight (USER_RECOVERY_REISSUE) and holds all
-//! requests: the device is QUIESCED. START_USER_RECOVERY makes its queues forget the old server, the new one fetches
+//! requests: the device is QUIESCED; or it fails all requests (USER_RECOVERY_FAIL_IO): the device is in FAIL_IO. START_USER_RECOVERY makes its queues forget the old server, the new one fetches
 //! every tag, and END_USER_RECOVERY lets the requests flow again, those that were in flight first. A write may so
 //! be executed twice.
 
@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::control::Control;
 use super::device::Device;
 use super::driver::Driver;
-use super::features::{self, Features};
+use super::features::{self, FeatureChoice, Features, Wish};
 use super::kernel::Kernel;
 use super::node;
 use super::uapi::{CtrlDevInfo, flag, state};
@@ -19,12 +19,14 @@ use crate::device::Disk;
 use crate::{Error, Kind, Result};
 
 /// Which device to take up.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RecoverOptions {
     /// The N of `/dev/ublkbN`.
     pub device_id: u32,
     /// The tag of its start; a device with another one is not ours.
     pub tag: u64,
+    /// Features that must be used, or must not; most were settled when the device was made.
+    pub features: FeatureChoice,
 }
 
 impl Device {
@@ -41,15 +43,18 @@ impl<K: Driver> Device<K> {
     pub fn recover_on<D: Disk>(driver: &K, disk: &D, options: &RecoverOptions) -> Result<Device<K>> {
         let id = options.device_id;
         let mut control = Control::open_on(driver)?;
+        control.leave_out(options.features.off);
         let info = find_waiting(&mut control, options)?;
         features::accept(Features(info.flags))?;
+        let wish = Wish { choice: options.features, ..Wish::default() };
+        wish.check(Features(info.flags)).map_err(|e| e.at(node::block_node(id)))?;
         if info.flags & flag::USER_RECOVERY == 0 {
             let message = "the device was started without recovery";
             return Err(Error::new(Kind::Unsupported, message).at(node::block_node(id)));
         }
         let params = control.params(id)?;
         params::check_same_disk(&params, &disk.geometry()).map_err(|e| e.at(node::block_node(id)))?;
-        let mut device = Device::new(driver.clone(), control, info);
+        let mut device = Device::new(driver.clone(), control, info, options.features.off);
         match device.take_up(disk, options) {
             Ok(()) => Ok(device),
             Err(e) => {
@@ -71,8 +76,8 @@ impl<K: Driver> Device<K> {
         self.control.get_mut().end_recovery(id)?;
         // The last server may have died between the start of the disk and the look for partitions.
         let driver = &self.driver;
-        if self.features().has(flag::QUIESCE) && driver.has_no_partitions(id) && driver.openers(id).is_empty()
-        {
+        let scans = self.control.get_mut().knows(flag::QUIESCE);
+        if scans && driver.has_no_partitions(id) && driver.openers(id).is_empty() {
             let result = driver.open_disk(id).and_then(|disk| driver.read_partitions(&disk));
             self.wish("partitions", result);
         }
@@ -108,7 +113,7 @@ fn start_recovery<K: Driver>(driver: &K, control: &mut Control<K>, options: &Rec
             ..=0 => return Ok(()),
             libc::EBUSY => {}
             // A recovery began and ended before its first queue was fetched: the queues are as it left them, clean.
-            libc::EINVAL if info.state == state::QUIESCED => return Ok(()),
+            libc::EINVAL if [state::QUIESCED, state::FAIL_IO].contains(&info.state) => return Ok(()),
             errno => {
                 let source = std::io::Error::from_raw_os_error(errno);
                 let what = format!("ublk START_USER_RECOVERY of device {}", info.dev_id);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cowdisk::ublk::driver::AdminCall;
+use cowdisk::ublk::list_devices_on;
 use cowdisk::ublk::sim::{Machine, Profile, Version};
 use cowdisk::ublk::uapi::{CtrlDevInfo, NO_DEVICE, NO_QUEUE, admin, flag, state};
 
@@ -165,6 +166,7 @@ fn size_quiesce_and_a_careful_stop() {
         data: 100,
         send: &[],
         len: 0,
+        path_len: 0,
         bound: Duration::from_secs(5),
     };
     assert_eq!(raw.call(&quiesce), Some(-libc::EBUSY));
@@ -182,4 +184,39 @@ fn size_quiesce_and_a_careful_stop() {
     assert_eq!(raw.info(0).map(|info| info.dev_id), Ok(0), "somebody has it open");
     drop(tags);
     assert_eq!(raw.info(0), Err(-libc::ENODEV));
+}
+
+#[test]
+fn an_ordinary_users_device_is_asked_for_by_its_path() {
+    for profile in profiles().filter(|profile| profile.features() & flag::UNPRIVILEGED_DEV != 0) {
+        let (machine, mut raw) = raw_on(profile, 37);
+        raw.add(info(2, flag::UNPRIVILEGED_DEV)).unwrap();
+        assert_eq!(raw.info(2), Err(-libc::EINVAL), "without the path");
+        let path = b"/dev/ublkc2";
+        let mut ask = |command: cowdisk::ublk::uapi::Command, path: &[u8], len: usize| {
+            let number = raw.number(command);
+            let call = AdminCall {
+                number,
+                device: 2,
+                queue: NO_QUEUE,
+                data: 0,
+                send: path,
+                len: u16::try_from(len).unwrap(),
+                path_len: u16::try_from(path.len()).unwrap(),
+                bound: Duration::from_secs(5),
+            };
+            raw.call(&call).unwrap()
+        };
+        let room = path.len() + CtrlDevInfo::SIZE;
+        assert_eq!(ask(admin::GET_DEV_INFO2, path, room), 0);
+        assert_eq!(ask(admin::GET_DEV_INFO, path, room), 0);
+        assert_eq!(ask(admin::GET_DEV_INFO2, path, room - 1), -libc::EINVAL, "no room for the answer");
+        assert_eq!(ask(admin::GET_DEV_INFO2, b"/dev/ublkc1", room), -libc::EINVAL, "another device's");
+        assert_eq!(ask(admin::GET_DEV_INFO2, b"", CtrlDevInfo::SIZE), -libc::EINVAL);
+        // One such device must not hide the others.
+        if profile.version >= Version(6, 5) {
+            let listed = machine.boot().run(|server| list_devices_on(server).unwrap()).unwrap();
+            assert_eq!(listed.iter().map(|device| device.id).collect::<Vec<_>>(), [2]);
+        }
+    }
 }

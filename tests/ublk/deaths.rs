@@ -7,7 +7,9 @@ use cowdisk::Kind;
 use cowdisk::ublk::driver::Driver;
 use cowdisk::ublk::sim::{Machine, Profile, Version};
 use cowdisk::ublk::uapi::{CtrlDevInfo, admin, flag, state};
-use cowdisk::ublk::{Device, RecoverOptions, State, device_info_on, remove_waiting_on};
+use cowdisk::ublk::{
+    Device, OnDeath, RecoverOptions, StartOptions, State, device_info_on, remove_waiting_on,
+};
 
 use super::life::{done, options, served};
 use super::model::Ram;
@@ -75,10 +77,10 @@ fn what_waits_is_served_by_the_next_one() {
             let disk = Ram::new(1 << 20, 1);
             server
                 .run(|server| {
-                    let wrong = RecoverOptions { device_id: 0, tag: 78 };
+                    let wrong = RecoverOptions { device_id: 0, tag: 78, ..RecoverOptions::default() };
                     assert_eq!(Device::recover_on(server, &disk, &wrong).unwrap_err().kind(), Kind::NotFound);
                     let other = Ram::new(2 << 20, 1);
-                    let right = RecoverOptions { device_id: 0, tag: 77 };
+                    let right = RecoverOptions { device_id: 0, tag: 77, ..RecoverOptions::default() };
                     let e = Device::recover_on(server, &other, &right).unwrap_err();
                     assert_eq!(e.kind(), Kind::Unsupported, "{e}");
                     let mut device = Device::recover_on(server, &disk, &right).unwrap();
@@ -95,21 +97,51 @@ fn what_waits_is_served_by_the_next_one() {
     }
 }
 
-/// A device that fails requests is none of ours: it is left alone, and can be removed.
+/// Requests fail while nobody serves the disk, and succeed again when somebody does.
 #[test]
-fn a_device_that_fails_is_not_taken_up() {
-    let (machine, _, _) = death(Profile::of(6, 16), FAIL);
-    let server = machine.boot();
-    server
-        .run(|server| {
-            let options = RecoverOptions { device_id: 0, tag: 77 };
-            let e = Device::recover_on(server, &Ram::new(1 << 20, 1), &options).unwrap_err();
-            assert_eq!(e.kind(), Kind::Unsupported, "{e}");
-            assert!(e.to_string().contains("USER_RECOVERY_FAIL_IO"), "{e}");
-            remove_waiting_on(server, 0, 77, true).unwrap();
-        })
-        .unwrap();
-    assert_eq!(machine.device(0), None);
+fn a_disk_that_fails_without_a_server_is_taken_up_again() {
+    for profile in profiles() {
+        let machine = Machine::new(profile, 62);
+        let disk = Ram::new(1 << 20, 1);
+        let options = StartOptions { on_death: OnDeath::Fail, ..options() };
+        let has = profile.features() & flag::USER_RECOVERY_FAIL_IO != 0;
+        let server = machine.boot();
+        let started = server.run(|server| Device::start_on(server, &disk, &options)).unwrap();
+        if !has {
+            let e = started.unwrap_err();
+            assert_eq!(
+                (e.kind(), e.hint_text()),
+                (Kind::Unsupported, Some("--on-death remove")),
+                "{profile:?}"
+            );
+            assert_eq!(machine.device(0), None, "nothing is left of it");
+            continue;
+        }
+        let device = started.unwrap();
+        assert!(device.outlives_its_server());
+        server.exit();
+        machine.run(1000);
+        assert_eq!(machine.device(0).map(|device| device.state), Some(State::FailIo));
+        let block = Rc::new(machine.open(0).unwrap());
+        let user = block.clone();
+        let next = machine.boot();
+        let left = next.run(|next| {
+            let read = done(next, &machine, async move { user.read(0, 512).await });
+            assert_eq!(read, Err(libc::EIO));
+            let of = RecoverOptions { device_id: 0, tag: 9, ..RecoverOptions::default() };
+            let device = Device::recover_on(next, &disk, &of).unwrap();
+            let user = block.clone();
+            assert!(done(next, &machine, async move { user.read(0, 512).await }).is_ok());
+            device.leave_waiting()
+        });
+        left.unwrap().unwrap();
+        next.exit();
+        machine.run(1000);
+        assert_eq!(machine.device(0).map(|device| device.state), Some(State::FailIo));
+        drop(block);
+        machine.boot().run(|last| remove_waiting_on(last, 0, 9, false)).unwrap().unwrap();
+        assert_eq!((machine.device(0), machine.broken_rules()), (None, vec![]));
+    }
 }
 
 /// EBUSY until the driver has noticed; after that EINVAL, ENODEV or 0.
@@ -150,7 +182,7 @@ fn without_recovery_the_disk_goes_with_its_server() {
     for profile in profiles() {
         let machine = Machine::new(profile, 61);
         let disk = Ram::new(1 << 20, 1);
-        let options = cowdisk::ublk::StartOptions { recovery: false, ..options() };
+        let options = StartOptions { on_death: OnDeath::Remove, ..options() };
         let server = machine.boot();
         let block = server
             .run(|server| {
@@ -166,7 +198,7 @@ fn without_recovery_the_disk_goes_with_its_server() {
         let next = machine.boot();
         next.run(|next| {
             assert!(done(next, &machine, async move { user.read(0, 512).await }).is_err());
-            let of = RecoverOptions { device_id: 0, tag: 9 };
+            let of = RecoverOptions { device_id: 0, tag: 9, ..RecoverOptions::default() };
             assert_eq!(Device::recover_on(next, &disk, &of).unwrap_err().kind(), Kind::NotFound);
             drop(block);
             machine.run(1000);

@@ -79,8 +79,11 @@ fn serve<D: Disk>(server: &Server, disk: &D, plan: &Plan, sum: &mut Sum) -> cowd
     let found = list_devices_on(server)?.into_iter().find(|device| device.tag == TAG);
     match found {
         Some(device) if device.state != State::Dead => {
-            let device =
-                Device::recover_on(server, disk, &RecoverOptions { device_id: device.id, tag: TAG })?;
+            let device = Device::recover_on(
+                server,
+                disk,
+                &RecoverOptions { device_id: device.id, tag: TAG, ..RecoverOptions::default() },
+            )?;
             sum.taken_up += 1;
             return Ok(device);
         }
@@ -93,8 +96,8 @@ fn serve<D: Disk>(server: &Server, disk: &D, plan: &Plan, sum: &mut Sum) -> cowd
         depth: [1, 2, 4, 16][(plan.seed / 2 % 4) as usize],
         max_io: MAX_IO,
         tag: TAG,
-        recovery: true,
-        copy: plan.copy,
+        copy: Some(plan.copy),
+        ..StartOptions::default()
     };
     Device::start_on(server, disk, &options)
 }

@@ -7,6 +7,7 @@ mod admin;
 mod deaths;
 mod driver;
 mod engine;
+mod features;
 mod kills;
 mod life;
 mod model;

@@ -84,6 +84,7 @@ impl Raw {
             data,
             send: bytes,
             len: u16::try_from(bytes.len()).unwrap(),
+            path_len: 0,
             bound: Duration::from_secs(5),
         };
         let code = self.admin.run(&call).ok()?;
@@ -148,6 +149,7 @@ impl Raw {
             data: pid,
             send: &[],
             len: 0,
+            path_len: 0,
             bound: Duration::from_millis(50),
         };
         let _ = self.call(&call);

@@ -78,6 +78,7 @@ impl Admin for AdminRing {
             len: call.len,
             addr: if call.len == 0 { 0 } else { self.buf.as_ptr() as u64 },
             data: call.data,
+            dev_path_len: call.path_len,
             ..CtrlCmd::default()
         };
         let mut bytes = [0; 80];

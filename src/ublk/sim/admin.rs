@@ -25,7 +25,9 @@ pub(super) struct Call {
     pub(super) device: u32,
     pub(super) queue: u16,
     pub(super) data: u64,
-    /// What lies at the command's address: as much as the sender says.
+    /// The path of the character device in front of the rest.
+    pub(super) path: Vec<u8>,
+    /// What lies at the command's address: as much as the sender says, without the path.
     pub(super) bytes: Vec<u8>,
     pub(super) result: Option<i32>,
     /// When it gives up.
@@ -95,6 +97,7 @@ impl State {
             // From 6.3 the device is looked for first.
             None if known || !profile.is(6, 3) => no(libc::EOPNOTSUPP),
             _ if !known => no(libc::ENODEV),
+            Some(command) if !self.may_have(command, call) => no(libc::EINVAL),
             Some(command) => self.of_device(command, call),
             None => no(libc::EOPNOTSUPP),
         }
@@ -119,6 +122,13 @@ impl State {
             admin::QUIESCE_DEV => self.quiesce(call),
             _ => no(libc::EOPNOTSUPP),
         }
+    }
+
+    /// An ordinary user's device must be named by its path; GET_DEV_INFO2 names any.
+    fn may_have(&self, command: Command, call: &Call) -> bool {
+        let dev = &self.devices[&call.device];
+        let needs_path = dev.has(flag::UNPRIVILEGED_DEV) || command == admin::GET_DEV_INFO2;
+        !needs_path || call.path == format!("/dev/ublkc{}", call.device).into_bytes()
     }
 
     fn dev(&mut self, call: &Call) -> &mut Dev {
@@ -245,6 +255,7 @@ impl State {
         }
         (dev.disk, dev.stopping, dev.canceling) = (true, false, false);
         (dev.info.state, dev.info.ublksrv_pid) = (state::LIVE, pid);
+        dev.partitions_read = !dev.has(flag::NO_AUTO_PART_SCAN);
         if dev.has(flag::NO_AUTO_PART_SCAN) {
             return Some(0);
         }

@@ -28,6 +28,7 @@ impl Admin for SimAdmin {
         let mut bytes = vec![0; usize::from(call.len)];
         let len = bytes.len().min(call.send.len());
         bytes[..len].copy_from_slice(&call.send[..len]);
+        let path: Vec<u8> = bytes.drain(..usize::from(call.path_len.min(call.len))).collect();
         let shared = self.server.shared().clone();
         let id = shared.state().call(Call {
             pid: self.server.process.pid,
@@ -36,6 +37,7 @@ impl Admin for SimAdmin {
             device: call.device,
             queue: call.queue,
             data: call.data,
+            path,
             bytes,
             result: None,
             deadline: None,
@@ -47,7 +49,7 @@ impl Admin for SimAdmin {
         };
         let ended = self.server.until(call.bound, done).flatten();
         let Some(call) = ended else { return Err(io::ErrorKind::TimedOut.into()) };
-        self.bytes = call.bytes;
+        self.bytes = [call.path, call.bytes].concat();
         call.result.ok_or_else(|| io::ErrorKind::TimedOut.into())
     }
 

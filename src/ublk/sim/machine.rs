@@ -185,6 +185,11 @@ impl Machine {
         self.0.shared.state().devices.get(&id).map(|dev| dev.info.into())
     }
 
+    /// True if somebody has looked for partitions since the disk is there.
+    pub fn has_read_partitions(&self, id: u32) -> bool {
+        self.0.shared.state().devices.get(&id).is_some_and(|dev| dev.partitions_read)
+    }
+
     /// The parameters of a device.
     pub fn params(&self, id: u32) -> Option<Params> {
         self.0.shared.state().devices.get(&id).map(|dev| dev.params)

@@ -20,8 +20,8 @@
 //! * the death of a server, noticed some time later, with each set of recovery flags;
 //! * before 6.15: the process that maps first is the only one that may map, until a recovery.
 //!
-//! **Not simulated**: memory (data is copied when the driver hands it over or takes it), partitions, processes of
-//! other namespaces, unprivileged devices beyond EPERM, zero copy and the other data paths that the server does not
+//! **Not simulated**: memory (data is copied when the driver hands it over or takes it), what partitions there are,
+//! processes of other namespaces, unprivileged devices beyond EPERM and their paths, zero copy and the other data paths that the server does not
 //! speak (their flags are negotiated as the driver does it), zones, integrity, batches, and the driver's bugs.
 
 mod admin;

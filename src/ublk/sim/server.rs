@@ -340,11 +340,15 @@ impl Driver for Server {
             let over = state.requests.get(&number).is_none_or(|request| request.result.is_some());
             over.then(|| state.requests.remove(&number)).map(drop)
         };
-        self.until(Duration::from_secs(60), over).ok_or_else(|| io::ErrorKind::TimedOut.into())
+        self.until(Duration::from_secs(60), over).ok_or(io::ErrorKind::TimedOut)?;
+        if let Some(dev) = self.shared().state().devices.get_mut(&disk.id()) {
+            dev.partitions_read = true;
+        }
+        Ok(())
     }
 
-    fn has_no_partitions(&self, _id: u32) -> bool {
-        true
+    fn has_no_partitions(&self, id: u32) -> bool {
+        self.shared().state().devices.get(&id).is_none_or(|dev| !dev.partitions_read)
     }
 
     fn shorten_timeout(&self, _id: u32) -> io::Result<()> {

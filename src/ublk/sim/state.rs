@@ -134,6 +134,8 @@ pub(super) struct Dev {
     /// The number is free when the last reference goes.
     pub(super) deleted: bool,
     pub(super) openers: u32,
+    /// Somebody has looked for partitions.
+    pub(super) partitions_read: bool,
 }
 
 impl Dev {
@@ -149,6 +151,7 @@ impl Dev {
             canceling: false,
             deleted: false,
             openers: 0,
+            partitions_read: false,
         }
     }
 
