@@ -63,10 +63,10 @@ macro_rules! scenarios {
 }
 
 scenarios! {
-    old: kernel smoke life recover kills starts sigterm upgrade stop cycles queues copymodes features ondeath partitions
-        snapshots shapes filesystems names;
-    new: kernel smoke life recover kills starts sigterm upgrade stop cycles queues copymodes features ondeath partitions
-        snapshots shapes filesystems names;
+    old: kernel smoke life recover kills starts sigterm upgrade stop cycles queues copymodes features ondeath errors
+        partitions snapshots shapes filesystems names;
+    new: kernel smoke life recover kills starts sigterm upgrade stop cycles queues copymodes features ondeath errors
+        partitions snapshots shapes filesystems names;
 }
 
 /// The harness sees every way to fail that we could think of.

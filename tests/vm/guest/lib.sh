@@ -27,6 +27,7 @@ check() { check_exit 0 "$@"; }
 check_exit() {
     local wanted=$1 text=$2 status=0
     shift 2
+    [ ! -e /tmp/check.out ] || mv /tmp/check.out /tmp/said.out
     "$@" >/tmp/check.out 2>&1 || status=$?
     if [ "$status" = "$wanted" ]; then
         report "ok" "$text"
@@ -45,6 +46,10 @@ must() {
 }
 
 # --- Conditions, for check and wait_for -----------------------------------------------------------------------------
+
+# What the command of the check before printed.
+said() { grep -q -- "$1" /tmp/said.out || { cat /tmp/said.out && return 1; }; }
+said_nothing_of() { ! grep -i -- "$1" /tmp/said.out; }
 
 is() { [ "$1" = "$2" ] || { echo "is: $1" && echo "not: $2" && return 1; }; }
 is_not() { [ "$1" != "$2" ] || { echo "is: $1" && return 1; }; }
