@@ -14,6 +14,7 @@ use super::{Log, Mode};
 use serde_json::{Value, json};
 
 use crate::chain::Image;
+use crate::layer::Finish;
 use crate::ops::{self, LiveCut, process};
 use crate::runtime::sync::Monitor;
 use crate::runtime::{RingOptions, Runtime, sleep, spawn, thread};
@@ -31,6 +32,8 @@ const RING_ENTRIES: u32 = 64;
 enum Phase {
     #[default]
     Running,
+    /// Requests still run, and will soon wait for the next daemon.
+    Leaving,
     /// No request runs any more; the image is to be closed.
     Closing,
     /// The image is closed.
@@ -41,6 +44,7 @@ enum Phase {
 #[derive(Debug)]
 pub(super) struct Background {
     phase: Arc<Monitor<Phase>>,
+    folded: Receiver<()>,
     closed: Receiver<Result<()>>,
     thread: JoinHandle<()>,
 }
@@ -54,6 +58,7 @@ impl Background {
     ) -> Result<Background> {
         let phase = Arc::new(Monitor::new(Phase::Running));
         let (sender, closed) = channel();
+        let (early, folded) = channel();
         let ours = phase.clone();
         let run = move || {
             // A guest's write may wait for a checkpoint or for growth of the file.
@@ -72,6 +77,7 @@ impl Background {
                 match open(request).await {
                     Ok(image) => {
                         let kept = image.image.clone();
+                        drop(spawn(fold_early(kept.clone(), ours.clone(), early)));
                         opened(Ok(image));
                         // Nobody listens any more only if the process is ending anyhow.
                         let _ = sender.send(live(kept, ours, log, snapshots).await);
@@ -84,7 +90,14 @@ impl Background {
             .name("background".into())
             .spawn(run)
             .map_err(|e| Error::io("cannot start a thread", e))?;
-        Ok(Background { phase, closed, thread })
+        Ok(Background { phase, folded, closed, thread })
+    }
+
+    /// Has a checkpoint made while requests still run, so that little is left to do for [`Background::close`]: from before
+    /// that until the next daemon has the image, its users wait. Gives up waiting for it after `bound`.
+    pub(super) fn fold_early(&self, bound: Duration) {
+        self.phase.update(|phase| *phase = Phase::Leaving);
+        let _ = self.folded.recv_timeout(bound);
     }
 
     /// Commits and closes the image, and ends the thread. No request may be running.
@@ -126,6 +139,18 @@ async fn live(
     let closed = image.close().await;
     phase.update(|phase| *phase = Phase::Closed);
     closed
+}
+
+/// See [`Background::fold_early`]. A checkpoint that runs is never broken off; the close waits for it.
+async fn fold_early(image: Arc<Image<Uring>>, phase: Arc<Monitor<Phase>>, done: Sender<()>) {
+    let phase = phase.wait(|phase| (*phase >= Phase::Leaving).then_some(*phase)).await;
+    if let (Phase::Leaving, Some(head)) = (phase, image.head()) {
+        // What keeps it from its end shows in the close.
+        let _ = head.checkpoint(Finish::Running).await;
+    }
+    // The image first: whoever is told may close it.
+    drop(image);
+    let _ = done.send(());
 }
 
 /// What live snapshots need to know of the daemon.

@@ -20,6 +20,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Time that those who still use the disk have when the command has ended.
 const AFTER_COMMAND: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
+/// Time for a checkpoint before the requests are made to wait.
+const EARLY: Duration = Duration::from_secs(10);
 /// Time for the answer to reach the client of a stop.
 const TELL: Duration = Duration::from_secs(2);
 
@@ -35,6 +37,8 @@ pub(super) struct Session {
     pub(super) events: Receiver<Event>,
     pub(super) log: Log,
     pub(super) notifier: Arc<Notifier>,
+    /// Since when requests wait for the next daemon.
+    pub(super) left: Option<Instant>,
 }
 
 /// How a daemon ends.
@@ -71,9 +75,8 @@ impl Session {
         loop {
             match self.events.recv_timeout(LOOK) {
                 Ok(Event::Signal(signal)) if signal.number != libc::SIGCHLD => {
-                    let begun = Instant::now();
                     if let Some(end) = self.end_by_signal(refused) {
-                        return self.close_after_signal(end, begun).map(|()| 0);
+                        return self.close(end).map(|()| 0);
                     }
                     refused = true;
                 }
@@ -176,6 +179,8 @@ impl Session {
 
     fn leave(&mut self) -> Option<End> {
         let frontend = self.frontend.as_ref()?;
+        self.background.fold_early(EARLY);
+        self.left = Some(Instant::now());
         match frontend.leave_waiting() {
             Ok(()) => {}
             // There is no way back: the next daemon finds what was acknowledged.
@@ -214,16 +219,11 @@ impl Session {
     /// Commits and closes the image, and takes back what this daemon had put where others look.
     fn close(mut self, end: End) -> Result<()> {
         self.unlist(end);
-        self.background.close()
-    }
-
-    /// How long the requests of a device that is left waiting have nobody to serve them begins here.
-    fn close_after_signal(self, end: End, begun: Instant) -> Result<()> {
-        let (log, place) = (self.log.clone(), self.entry.place.clone());
-        let closed = self.close(end);
-        if end == End::Waiting {
-            let time = begun.elapsed().as_millis();
-            log.say(&format!("{place}: left waiting for the next daemon, {time} ms after the signal"));
+        let closed = self.background.close();
+        if let Some(left) = self.left {
+            let time = left.elapsed().as_millis();
+            let place = &self.entry.place;
+            self.log.say(&format!("{place}: left to the next daemon; requests wait since {time} ms"));
         }
         closed
     }

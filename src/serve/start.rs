@@ -153,6 +153,7 @@ pub(super) fn start(
             events,
             log: wires.log,
             notifier: wires.notifier,
+            left: None,
         }),
         Err(e) => {
             // The first error is the one to tell; without a clean close the next open recovers.

@@ -4,7 +4,8 @@
 //! planes meet here. The *control plane* ([`Control`]) sends admin commands to `/dev/ublk-control` on a small ring
 //! of its own; they may block in the kernel, so no queue thread ever sends one, and each has a bound in time. The
 //! *data plane* is one thread, ring and executor per queue (`queue`): for each tag one long-lived task fetches a
-//! request, runs it on the disk's [`crate::device::Queue`], and commits the result together with the next fetch.
+//! request, runs it on the disk's [`crate::device::Queue`], and commits the result together with the next fetch; its data
+//! goes through memory that the tag has or that the queue lends it (`data`).
 //!
 //! What lies below the server is behind one trait ([`driver::Driver`]): the kernel's driver (`kernel`), or a simulated
 //! one (`sim`, feature `sim`), on which the same server runs in one thread, in an order drawn from a seed.

@@ -123,3 +123,19 @@ fn read_only_mount() {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(bench.names("dir"), ["vm.cow"]);
 }
+
+#[test]
+fn wrong_wishes_for_a_device_are_bad_usage() {
+    let bench = Bench::new();
+    for [option, value] in [
+        ["--ublk-features", "+NO_SUCH_FEATURE"],
+        ["--ublk-features", "QUIESCE"],
+        ["--ublk-features", "+DEL_DEV_ASYNC"],
+        ["--on-death", "never"],
+    ] {
+        let refused = bench.run(["serve", "vm.cow", option, value]).expect(64);
+        assert!(refused.stderr.contains(value), "{refused:?}");
+    }
+    // It ends with its daemon, whatever is wished.
+    bench.run(["serve", "vm.cow", "--temporary", "--on-death", "wait"]).expect(64);
+}

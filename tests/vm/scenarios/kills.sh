@@ -1,5 +1,5 @@
 # shellcheck shell=dash
-# limit: 500
+# limit: 600
 # The daemon dies by kill -9 under load fifty times, after another number of writes each time, and the next one takes
 # the same device up. The journal is as small as it can be, so that kills come in the middle of checkpoints, too.
 # shellcheck source=lib.sh
@@ -21,26 +21,26 @@ recover() {
     grep -o "taken up [0-9]* ms" "$LOG/serve-$DAEMONS.err" | grep -o "[0-9]*" >>$LOG/times
 }
 
-must "create an image with a small journal" cowdisk create kills.cow --size 128M --journal-size 256k
+must "create an image with a small journal" cowdisk create kills.cow --size 224M --journal-size 256k
 serve kills.cow
 must "disk is /dev/ublkb0" is "$NODE" /dev/ublkb0
 
-# 32,768 writes of 4 KiB, 16 of them in flight; the kills take less than two thirds of them.
-LOAD="--name=kills --filename=$NODE --size=128M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16
+# 57,344 writes of 4 KiB, 16 of them in flight; the kills take about two thirds of them.
+LOAD="--name=kills --filename=$NODE --size=224M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16
     --verify=crc32c --verify_fatal=1 --verify_state_save=0 --randseed=11"
 # shellcheck disable=SC2086
-fio $LOAD --rate_iops=4000 --fsync=300 >$LOG/fio.out 2>&1 &
+fio $LOAD --rate_iops=2500 --fsync=300 >$LOG/fio.out 2>&1 &
 FIO=$!
 
 N=0
 while [ $N -lt $KILLS ]; do
     N=$((N + 1))
-    die_under_load $((100 + 83 * N % 700))
+    die_under_load $((50 + 83 * N % 300))
     recover
 done
 
 check "fio ends without an error" exits 0 240 "$FIO"
-check "fio verified what it wrote" grep -q "READ: .*io=128" $LOG/fio.out
+check "fio verified what it wrote" grep -q "READ: .*io=224" $LOG/fio.out
 drop_caches
 # shellcheck disable=SC2086
 check "fio verifies all of it once more" fio $LOAD --verify_only

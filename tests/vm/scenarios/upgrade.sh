@@ -29,12 +29,12 @@ upgrade() {
         n=$((n + 1))
         load_goes_on 1000
         left=$LOG/serve-$DAEMONS.err
+        new_binary
         kill -TERM "$SERVE_PID"
         check "daemon ends with 0" exits 0 30 "$SERVE_PID"
-        new_binary
         serve up.cow "$@"
         check "the new binary serves" is "$(readlink "/proc/$SERVE_PID/exe")" /tmp/new/cowdisk
-        note "restart $n $*: $(grep -oh "[0-9]* ms after the [a-z]*" "$left" "$LOG/serve-$DAEMONS.err" | tr '\n' ';')"
+        note "restart $n $*: $(grep -oh "left to the next daemon.*" "$left"); $(grep -oh "taken up .*" "$LOG/serve-$DAEMONS.err")"
     done
     check "fio ends without an error" exits 0 200 "$FIO"
     note "slowest requests $*: $(grep -E '^ +lat' $LOG/fio.out | sed 's/^ *//' | tr '\n' ';')"
