@@ -1,7 +1,10 @@
 //! The life of a device as its server leads it: which commands it sends to which driver, and what it makes of errors.
 
+use std::rc::Rc;
+
 use cowdisk::Kind;
 use cowdisk::device::Geometry;
+use cowdisk::storage::sim::JoinHandle;
 use cowdisk::ublk::sim::{Machine, Profile, Server, SimBlock};
 use cowdisk::ublk::uapi::{Command, admin, flag, io};
 use cowdisk::ublk::{
@@ -200,32 +203,75 @@ fn data_is_copied_as_wanted_where_the_driver_has_that() {
     }
 }
 
-/// Sixteen requests of half the pool: all of them are served, two at a time.
+/// Sixteen users with requests of half the pool, so that most of them wait for room: each writes and reads back.
+fn crowd(machine: &Machine) -> Vec<JoinHandle<bool>> {
+    let block = Rc::new(machine.open(0).unwrap());
+    let user = |n: u8| {
+        let (block, pos) = (block.clone(), u64::from(n) * SHARE);
+        machine.user(async move {
+            block.write(pos, &vec![n + 1; SHARE as usize], 0).await.unwrap();
+            block.read(pos, SHARE).await.is_ok_and(|bytes| bytes.iter().all(|byte| *byte == n + 1))
+        })
+    };
+    (0..16).map(user).collect()
+}
+
+const SHARE: u64 = 1 << 20;
+
+fn crowded() -> StartOptions {
+    StartOptions { queues: 1, depth: 16, max_io: SHARE as u32, copy: Some(CopyMode::UserCopy), ..options() }
+}
+
 #[test]
 fn requests_wait_for_room_in_the_pool() {
     let machine = Machine::new(Profile::of(7, 0), 8);
-    let (max_io, share) = (1 << 20, 1 << 20);
-    let options = StartOptions { queues: 1, depth: 16, max_io, copy: Some(CopyMode::UserCopy), ..options() };
-    let disk = Ram::new(16 * share, 8);
-    served(&machine, &disk, &options, |server, _| {
-        let block = std::rc::Rc::new(machine.open(0).unwrap());
-        let users: Vec<_> = (0..16_u8)
-            .map(|n| {
-                let (block, pos) = (block.clone(), u64::from(n) * share);
-                machine.user(async move {
-                    block.write(pos, &vec![n + 1; share as usize], 0).await.unwrap();
-                    block.read(pos, share).await.is_ok_and(|bytes| bytes.iter().all(|byte| *byte == n + 1))
-                })
-            })
-            .collect();
+    let disk = Ram::new(16 * SHARE, 8);
+    served(&machine, &disk, &crowded(), |server, _| {
+        let users = crowd(&machine);
         let mut most = 0;
-        while !users.iter().all(cowdisk::storage::sim::JoinHandle::is_finished) {
+        while !users.iter().all(JoinHandle::is_finished) {
             server.work(1);
             most = most.max(disk.running());
         }
         assert!(users.iter().all(|user| user.try_take() == Some(true)));
         assert_eq!(most, 2);
     });
+}
+
+/// A server that leaves, with QUIESCE_DEV or without, ends what waits for room; one that dies loses none of it.
+#[test]
+fn requests_that_wait_for_room_outlive_the_server() {
+    for (seed, profile) in (0..).zip([Profile::of(6, 12), Profile::of(6, 16), Profile::of(7, 0)]) {
+        for leaves in [true, false] {
+            let machine = Machine::new(profile, seed);
+            let disk = Ram::new(16 * SHARE, seed);
+            let first = machine.boot();
+            let users = first.run(|server| {
+                let device = Device::start_on(server, &disk, &crowded()).unwrap();
+                let users = crowd(&machine);
+                while machine.tags(0).0 > 0 {
+                    server.work(1);
+                }
+                if leaves {
+                    device.leave_waiting().unwrap();
+                }
+                users
+            });
+            first.exit();
+            machine.boot().run(|server| {
+                let of = RecoverOptions { device_id: 0, tag: 9, ..RecoverOptions::default() };
+                let _device = Device::recover_on(server, &disk, &of).unwrap();
+                let users = users.unwrap();
+                while !users.iter().all(JoinHandle::is_finished) {
+                    server.work(1);
+                }
+                assert!(users.iter().all(|user| user.try_take() == Some(true)), "{profile:?}");
+            });
+            let reissued = machine.counts().reissued;
+            assert!(leaves || reissued > 0, "{profile:?}: {reissued}");
+            assert_eq!((machine.broken_rules(), machine.counts().refused), (vec![], 0));
+        }
+    }
 }
 
 #[test]
