@@ -9,6 +9,9 @@
 //! A resize is a change like others: it zeroes everything behind the smaller one of both ends, and the size that is found
 //! tells whether it is there. It is acknowledged when it is durable.
 //!
+//! A rollback, during which no requests run, begins an epoch: the disk shows the snapshot, and only later requests change
+//! that. One that was not acknowledged has been done, or not.
+//!
 //! A snapshot that was acknowledged shows what the disk showed when it was taken, for ever; one that was broken off is
 //! absent or exact. One that was taken while requests were running shows the disk of one moment between its beginning and
 //! its end.
@@ -54,6 +57,21 @@ pub struct Snapshot {
     pub acked: Option<u64>,
 }
 
+/// What the disk showed at a time, and what has changed it since then.
+#[derive(Clone, Debug)]
+struct Epoch {
+    begun: u64,
+    acked: Option<u64>,
+    disk: Vec<Seen>,
+}
+
+impl Epoch {
+    /// What `sector` showed; behind the end zeros.
+    fn at(&self, sector: usize) -> Seen {
+        self.disk.get(sector).copied().unwrap_or(Seen::Zero)
+    }
+}
+
 /// What was found after a crash.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Observed {
@@ -71,10 +89,8 @@ pub struct History {
     observed: Vec<(usize, usize, u64)>,
     /// The most sectors that the disk has had.
     pub sectors: usize,
-    /// Sectors that it had at the beginning.
-    first_size: usize,
-    /// Sectors that the base provides.
-    pub base: usize,
+    /// The beginning, and each rollback.
+    epochs: Vec<Epoch>,
 }
 
 /// Which resizes are there, as the size of the disk tells.
@@ -140,6 +156,7 @@ pub fn identify_all(bytes: &[u8]) -> Result<Vec<Seen>, String> {
 /// For each sector, what decides whether a value may be there.
 struct Judge<'a> {
     history: &'a History,
+    epoch: &'a Epoch,
     now: u64,
     /// When the newest change that must be there was issued, and which it is.
     newest: Vec<(u64, usize)>,
@@ -149,13 +166,19 @@ struct Judge<'a> {
     zeroed: Vec<u64>,
 }
 
-impl Judge<'_> {
-    fn new(history: &History, now: u64, resizes: Resizes, must: impl Fn(&Change) -> bool) -> Judge<'_> {
+impl<'a> Judge<'a> {
+    fn new(
+        history: &'a History,
+        epoch: &'a Epoch,
+        now: u64,
+        resizes: Resizes,
+        must: impl Fn(&Change) -> bool,
+    ) -> Judge<'a> {
         let must = |c: &Change| must(c) || resizes.prove(c);
         let mut newest = vec![(0, 0); history.sectors];
-        let mut zeroed: Vec<u64> =
-            (0..history.sectors).map(|s| if s >= history.base { 1 } else { 0 }).collect();
-        let there = |c: &Change| c.issued <= now && resizes.allow(c);
+        let zero = |s: usize| if epoch.at(s) == Seen::Zero { epoch.begun } else { 0 };
+        let mut zeroed: Vec<u64> = (0..history.sectors).map(zero).collect();
+        let there = |c: &Change| history.is_in(epoch, c.issued) && c.issued <= now && resizes.allow(c);
         for (id, c) in history.changes.iter().enumerate().filter(|(_, c)| there(c)) {
             for sector in c.range(history.sectors) {
                 if must(c) {
@@ -167,25 +190,30 @@ impl Judge<'_> {
             }
         }
         let mut observed = vec![(0, 0); history.sectors];
-        for (sector, id, at) in history.observed.iter().copied().filter(|(.., at)| *at <= now) {
+        let shown = |at: u64| at <= now && history.is_in(epoch, at);
+        for (sector, id, at) in history.observed.iter().copied().filter(|(.., at)| shown(*at)) {
             if must(&history.changes[id]) {
                 observed[sector] = observed[sector].max((at, id));
             }
         }
-        Judge { history, now, newest, observed, zeroed }
+        Judge { history, epoch, now, newest, observed, zeroed }
     }
 
-    /// May `sector` show `seen`? Time 1 is that of the beginning.
+    /// May `sector` show `seen`?
     fn allowed(&self, sector: usize, seen: Seen) -> Result<(), String> {
         let history = self.history;
         // When the value was in place for sure: anything that must be there and was issued later hides it.
         let end = match seen {
-            Seen::Base if sector < history.base => 1,
+            Seen::Base | Seen::Change(_) if self.epoch.at(sector) == seen => self.epoch.begun,
             Seen::Base => return Err(format!("sector {sector} shows a base that it does not have")),
             Seen::Change(id) => {
                 let change = history.changes.get(id as usize);
-                let Some(c) = change.filter(|c| c.issued <= self.now && !c.zero) else {
-                    return Err(format!("sector {sector} shows change {id}, which was never issued"));
+                let mine =
+                    |c: &&Change| history.is_in(self.epoch, c.issued) && c.issued <= self.now && !c.zero;
+                let Some(c) = change.filter(mine) else {
+                    return Err(format!(
+                        "sector {sector} shows change {id}, which was never issued, or is past"
+                    ));
                 };
                 if !c.range(history.sectors).contains(&sector) {
                     return Err(format!("sector {sector} shows change {id}, which never wrote it"));
@@ -223,15 +251,37 @@ impl Change {
 
 impl History {
     pub fn new(sectors: usize, base: usize) -> History {
+        let show = |sector| if sector < base { Seen::Base } else { Seen::Zero };
+        let begin = Epoch { begun: 1, acked: Some(1), disk: (0..sectors).map(show).collect() };
         History {
             now: 1,
             changes: Vec::new(),
             snapshots: Vec::new(),
             observed: Vec::new(),
             sectors,
-            first_size: sectors,
-            base,
+            epochs: vec![begin],
         }
+    }
+
+    /// A rollback to what `disk` shows begins.
+    pub fn issue_rollback(&mut self, disk: Vec<Seen>) {
+        let begun = self.tick();
+        self.sectors = self.sectors.max(disk.len());
+        self.epochs.push(Epoch { begun, acked: None, disk });
+    }
+
+    /// The rollback that was begun is acknowledged.
+    pub fn ack_rollback(&mut self) {
+        let now = self.tick();
+        if let Some(epoch) = self.epochs.last_mut() {
+            epoch.acked = Some(now);
+        }
+    }
+
+    /// True if what was issued at `time` belongs to `epoch`.
+    fn is_in(&self, epoch: &Epoch, time: u64) -> bool {
+        let next = self.epochs.iter().find(|next| next.begun > epoch.begun);
+        time >= epoch.begun && next.is_none_or(|next| time < next.begun)
     }
 
     pub fn tick(&mut self) -> u64 {
@@ -265,10 +315,10 @@ impl History {
     }
 
     /// What a disk of `size` sectors tells at `now`, if a resize must be there that was acknowledged before `must`.
-    fn resizes(&self, size: usize, now: u64, must: u64) -> Result<Resizes, String> {
+    fn resizes(&self, epoch: &Epoch, size: usize, now: u64, must: u64) -> Result<Resizes, String> {
         // The last one that is there is one of these; 0 stands for the beginning.
-        let mut candidates = if size == self.first_size { vec![0] } else { Vec::new() };
-        for c in self.changes.iter().filter(|c| c.issued <= now) {
+        let mut candidates = if size == epoch.disk.len() { vec![0] } else { Vec::new() };
+        for c in self.changes.iter().filter(|c| self.is_in(epoch, c.issued) && c.issued <= now) {
             let Some(new) = c.size else { continue };
             if !c.failed && c.acked.is_some_and(|a| a < must) {
                 candidates.clear();
@@ -311,27 +361,41 @@ impl History {
 
     /// Judges what was found after a crash at time `now`.
     pub fn judge(&self, found: &Observed, power_loss: bool, now: u64) -> Result<(), String> {
+        let mut epochs = self.epochs.iter().rev().filter(|epoch| epoch.begun <= now);
+        let last = epochs.next().ok_or("nothing has begun")?;
+        let judged = match epochs.next() {
+            // A rollback under way: not done, or done.
+            Some(before) if last.acked.is_none_or(|acked| acked > now) && found.disk != last.disk => {
+                self.judge_disk(before, &found.disk, power_loss, now)
+            }
+            _ => self.judge_disk(last, &found.disk, power_loss, now),
+        };
+        judged?;
+        self.judge_snapshots(&found.snapshots, power_loss, now)
+    }
+
+    fn judge_disk(&self, epoch: &Epoch, disk: &[Seen], power_loss: bool, now: u64) -> Result<(), String> {
         // Closed under order: what is there had everything before it that was acknowledged when it was issued.
-        let resizes = self.resizes(found.disk.len(), now, now + 1)?;
-        let newest = self.newest_issued(&found.disk).max(resizes.certain);
+        let resizes = self.resizes(epoch, disk.len(), now, now + 1)?;
+        let newest = self.newest_issued(epoch, disk).max(resizes.certain);
         let must = |c: &Change| {
             let durable = c.durable.is_some_and(|d| d <= now);
             let before = power_loss && c.acked.is_some_and(|a| a < newest);
             let acked = c.acked.is_some_and(|a| a <= now);
             !c.failed && acked && (durable || before || !power_loss)
         };
-        let judge = Judge::new(self, now, resizes, must);
-        for (sector, &seen) in found.disk.iter().enumerate() {
+        let judge = Judge::new(self, epoch, now, resizes, must);
+        for (sector, &seen) in disk.iter().enumerate() {
             judge.allowed(sector, seen)?;
         }
-        self.judge_atomic(&judge, &found.disk)?;
-        self.judge_snapshots(&found.snapshots, power_loss, now)
+        self.judge_atomic(&judge, disk)
     }
 
     /// A request is there as a whole or not at all. Of one that failed a part may be hidden by a later, unaligned one,
     /// which put the old bytes that it read around its own.
     fn judge_atomic(&self, judge: &Judge<'_>, disk: &[Seen]) -> Result<(), String> {
-        let whole = |c: &&Change| !c.split && !c.zero && !c.failed && c.issued <= judge.now;
+        let mine = |c: &Change| self.is_in(judge.epoch, c.issued) && c.issued <= judge.now;
+        let whole = |c: &&Change| !c.split && !c.zero && !c.failed && mine(c);
         for (id, c) in self.changes.iter().enumerate().filter(|(_, c)| whole(c)) {
             let range = c.range(disk.len());
             if !disk[range.clone()].contains(&Seen::Change(id as u32)) {
@@ -340,8 +404,10 @@ impl History {
             for sector in range {
                 let end = match disk[sector] {
                     Seen::Zero => judge.zeroed[sector],
-                    Seen::Change(other) => self.changes[other as usize].in_place(judge.now),
-                    Seen::Base => 1,
+                    Seen::Change(other) if mine(&self.changes[other as usize]) => {
+                        self.changes[other as usize].in_place(judge.now)
+                    }
+                    Seen::Base | Seen::Change(_) => judge.epoch.begun,
                 };
                 if c.issued > end {
                     let seen = disk[sector];
@@ -392,13 +458,15 @@ impl History {
             };
         }
         let acked = taken.acked.filter(|a| *a <= now);
-        let resizes = self.resizes(seen.len(), acked.unwrap_or(now), taken.issued)?;
-        let newest = self.newest_issued(seen).max(resizes.certain);
+        let epoch = self.epochs.iter().rfind(|epoch| epoch.begun <= taken.issued);
+        let epoch = epoch.ok_or("nothing had begun")?;
+        let resizes = self.resizes(epoch, seen.len(), acked.unwrap_or(now), taken.issued)?;
+        let newest = self.newest_issued(epoch, seen).max(resizes.certain);
         let must = |c: &Change| {
             let when = if power_loss && acked.is_none() { c.durable } else { c.acked };
             !c.failed && (when.is_some_and(|w| w < taken.issued) || c.acked.is_some_and(|a| a < newest))
         };
-        let judge = Judge::new(self, acked.unwrap_or(now), resizes, must);
+        let judge = Judge::new(self, epoch, acked.unwrap_or(now), resizes, must);
         for (sector, &seen) in seen.iter().enumerate() {
             judge.allowed(sector, seen)?;
         }
@@ -410,18 +478,20 @@ impl History {
     }
 
     /// When the newest change was issued that is there.
-    fn newest_issued(&self, seen: &[Seen]) -> u64 {
+    fn newest_issued(&self, epoch: &Epoch, seen: &[Seen]) -> u64 {
         let issued = |seen: &Seen| match seen {
             Seen::Change(id) => self.changes.get(*id as usize).map(|c| c.issued),
             _ => None,
         };
+        let issued = |seen: &Seen| issued(seen).filter(|at| self.is_in(epoch, *at));
         seen.iter().filter_map(issued).max().unwrap_or(0)
     }
 
     /// Judges what a read that was issued at `issued` and has just ended saw from `first` on.
     pub fn judge_read(&mut self, first: usize, bytes: &[u8], issued: u64) -> Result<(), String> {
         let must = |c: &Change| !c.failed && c.acked.is_some_and(|a| a < issued);
-        let judge = Judge::new(self, u64::MAX, Resizes::UNKNOWN, must);
+        let epoch = self.epochs.last().ok_or("nothing has begun")?;
+        let judge = Judge::new(self, epoch, u64::MAX, Resizes::UNKNOWN, must);
         let mut shown = Vec::new();
         for (i, sector) in bytes.chunks_exact(SECTOR).enumerate() {
             let seen = identify(first + i, sector)?;

@@ -26,16 +26,17 @@ const ALPHABET: [Op; 15] = [
     Op::Resize { sectors: 21 },
 ];
 
-/// One step of a sequence: an operation, closing and opening again, or a snapshot.
+/// One step of a sequence: an operation, closing and opening again, or a snapshot or rollback between those.
 #[derive(Clone, Copy, Debug)]
 pub enum Step {
     Op(Op),
     Reopen,
     Snapshot,
+    Rollback,
 }
 
 fn steps() -> Vec<Step> {
-    ALPHABET.iter().map(|&op| Step::Op(op)).chain([Step::Reopen, Step::Snapshot]).collect()
+    ALPHABET.iter().map(|&op| Step::Op(op)).chain([Step::Reopen, Step::Snapshot, Step::Rollback]).collect()
 }
 
 /// The sequence with number `number` of `len` steps.
@@ -62,6 +63,7 @@ pub fn run_sequence(steps: &[Step], setup: Setup, seed: u64, effort: Effort, cou
                     world = World::open(&on, 1, history.clone()).await.unwrap();
                 }
                 Step::Snapshot => world = world.snapshot(&on, &format!("s{i}")).await.unwrap(),
+                Step::Rollback => world = world.rollback(&on).await.unwrap(),
             }
         }
         world.run(0, Op::Read { first: 0, sectors: world.size() }).await;
@@ -115,6 +117,8 @@ pub fn run_mix(
             assert_eq!(done.failed.get(), 0, "seed {seed}: requests failed");
             world = Rc::new(if rng.chance(1, 2) {
                 done.snapshot(&on, &format!("s{round}")).await.unwrap()
+            } else if rng.chance(1, 2) {
+                done.rollback(&on).await.unwrap()
             } else {
                 done.close().await.unwrap();
                 World::open(&on, 2, history.clone()).await.unwrap()

@@ -12,7 +12,7 @@ use cowdisk::device::{Errno, Queue};
 use cowdisk::format::{Holder, Parent};
 use cowdisk::layer::{Finish, NewLayer, create};
 use cowdisk::limits::MIN_JOURNAL_BYTES;
-use cowdisk::ops::{LiveCut, snapshot};
+use cowdisk::ops::{LiveCut, Present, rollback, snapshot};
 use cowdisk::space::SpaceOptions;
 use cowdisk::storage::sim::{Executor, JoinHandle, SimDisk, spawn};
 use cowdisk::storage::{IoBuf, Storage};
@@ -338,6 +338,32 @@ impl World {
         snapshot(disk, Path::new(IMAGE), &valid, &options, |_| false).await?;
         let now = history.borrow_mut().tick();
         history.borrow_mut().snapshots[id].acked = Some(now);
+        World::open(disk, queues, history).await
+    }
+
+    /// Closes the image, goes back to the snapshot that was taken last but one, or the only one, and opens it again; the
+    /// present is kept. Without a snapshot only opens it again.
+    pub async fn rollback(self, disk: &SimDisk) -> cowdisk::Result<World> {
+        let seen = identify_all(&self.read_all().await.unwrap()).unwrap();
+        let (queues, history) = (self.queues.len(), self.history.clone());
+        self.close().await?;
+        let names: Vec<String> = history.borrow().snapshots.iter().map(|s| s.name.clone()).collect();
+        if let Some(to) = names.iter().rev().nth(1).or(names.last()) {
+            let found = read_snapshots(disk).await?;
+            let (_, then) = found.iter().find(|(name, _)| name == to).unwrap();
+            let kept = (1..).map(|n| format!("rollback-{n}")).find(|name| !names.contains(name)).unwrap();
+            let id = history.borrow_mut().snapshot(&kept, Some(seen));
+            history.borrow_mut().issue_rollback(identify_all(then).unwrap());
+            let (to, options) = (SnapshotName::new(to)?, options(history.borrow().sectors));
+            let done = rollback(disk, Path::new(IMAGE), &to, Present::Keep, &options, |_| false).await?;
+            history.borrow_mut().ack_rollback();
+            let now = history.borrow_mut().tick();
+            match done.kept {
+                Some(_) => history.borrow_mut().snapshots[id].acked = Some(now),
+                // Nothing had changed since the last one.
+                None => drop(history.borrow_mut().snapshots.pop()),
+            }
+        }
         World::open(disk, queues, history).await
     }
 }
