@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use crate::format::Place;
+use crate::format::{Place, Resize};
 use crate::map::{Change, Freed, Mapped, PendingMap, Slot};
-use crate::units::{PBlock, SPAN_BLOCKS, Seq, Span, VBlock};
+use crate::units::{PBlock, SPAN_BLOCKS, Seq, Span, VBlock, blocks_for};
 
 const BLOCKS: u64 = 8 * SPAN_BLOCKS;
 
@@ -401,4 +401,41 @@ fn clearing_uncovers_nothing_older() {
             assert!(reader.join().expect("no wrong read") > 0);
         }
     });
+}
+
+/// A resize zeroes what lies behind, except where a higher number was first, and of two sizes the higher number's counts,
+/// whatever completed first; the frozen half has its own.
+#[test]
+fn a_size_follows_the_numbers() {
+    let map = PendingMap::default();
+    let mut freed = Vec::new();
+    let resize = |sectors: u64| Resize { size: sectors * 512, zero_from: VBlock(blocks_for(sectors * 512)) };
+    assert_eq!((map.size(), map.slot_is_empty(Slot(0))), (None, true));
+    map.install_data(Slot(0), Seq(1), VBlock(3), PBlock(900), &[1, 2], &mut freed);
+    map.install_data(Slot(0), Seq(4), VBlock(700), PBlock(910), &[3], &mut freed);
+    map.install_resize(Slot(0), Seq(3), resize(32), &mut freed);
+    map.install_resize(Slot(0), Seq(2), resize(9), &mut freed);
+    assert_eq!(
+        (map.size(), map.frozen_size(Slot(0)), map.frozen_size(Slot(1))),
+        (Some(16384), Some(16384), None)
+    );
+    let at = |block: u64| {
+        let mut out = [Mapped::Absent];
+        map.lookup(VBlock(block), &mut out);
+        out[0]
+    };
+    assert_eq!(at(1), Mapped::Absent);
+    assert_eq!(
+        (at(3), at(4), at(699), at((1 << 40) - 1)),
+        (Mapped::Zero, Mapped::Zero, Mapped::Zero, Mapped::Zero)
+    );
+    assert_eq!(at(700), Mapped::Data { pblock: PBlock(910), crc: 3 });
+    assert_eq!(freed.iter().map(|f| u64::from(f.blocks)).sum::<u64>(), 2, "{freed:?}");
+    map.install_resize(Slot(1), Seq(5), resize(64), &mut freed);
+    assert_eq!((map.size(), map.frozen_size(Slot(0))), (Some(32768), Some(16384)));
+    map.clear(Slot(0));
+    assert_eq!(
+        (map.size(), map.slot_is_empty(Slot(0)), map.slot_is_empty(Slot(1))),
+        (Some(32768), true, false)
+    );
 }
