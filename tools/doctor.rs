@@ -13,8 +13,8 @@ const WITH_LIMITS: u8 = 2;
 /// Find out whether this machine, and a directory, can run cowdisk
 #[derive(clap::Args)]
 #[command(after_help = "\
-Looks at the ublk driver, io_uring, limits and permissions of this process, and with PATH at what its
-directory can do. Leaves nothing behind. Exit status: 0 yes, 2 with limits, 1 no.
+Looks at the ublk driver, io_uring, limits and permissions of this process, and with PATH at what
+its directory can do. Leaves nothing behind. Exit status: 0 yes, 2 with limits, 1 no.
 
 Examples:
   cowdisk doctor

@@ -173,8 +173,11 @@ fn detach(out: &Output) -> Result<u8> {
 fn keep(args: Args, number: u64, out: &Output) -> Result<u8> {
     let arguments = arguments(&format!("--keep={number}"), &format!("--kept={number}"));
     let mut told = Ok(());
-    let code =
-        serve::keep(&args.options(), &arguments, |line| out.as_is(line), |line| told = out.line(line))?;
+    let ready = |line: &str| {
+        told = out.line(line);
+        !out.closed()
+    };
+    let code = serve::keep(&args.options(), &arguments, |line| out.as_is(line), ready)?;
     told.map(|()| code)
 }
 

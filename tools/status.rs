@@ -15,8 +15,8 @@ const ATTENTION: u8 = 2;
 /// Show what is served, and how it is
 #[derive(clap::Args)]
 #[command(after_help = "\
-Exit status: 0 all well, 2 something needs a human (poisoned, full, waiting, damage was found), 1 IMAGE is
-not served.
+Exit status: 0 all well, 2 something needs a human (poisoned, full, waiting, damage was found),
+1 IMAGE is not served.
 
 Examples:
   cowdisk status

@@ -81,7 +81,8 @@ pub fn new_tag() -> Result<u64> {
 }
 
 /// The life of a keeper: runs `cowdisk ARGUMENTS`, a `serve` with `options`, again and again. `tell` gets what the
-/// daemon says before it is ready, on its stderr, `ready` the line on its stdout. Gives the last daemon's exit status.
+/// daemon says before it is ready, on its stderr, `ready` the line on its stdout; it gives `false` if nobody waits for
+/// that any more, and then the daemon ends again. Gives the last daemon's exit status.
 ///
 /// # Errors
 /// The image cannot be found, or a process or thread not be started.
@@ -89,7 +90,7 @@ pub fn keep(
     options: &ServeOptions,
     arguments: &[OsString],
     tell: impl Fn(&str),
-    ready: impl FnOnce(&str),
+    ready: impl FnOnce(&str) -> bool,
 ) -> Result<u8> {
     let signals = Signals::take().map_err(|e| Error::io("take over signals", e))?;
     let plan = Plan::make(options)?;
@@ -159,13 +160,13 @@ struct End {
     lived: Duration,
 }
 
-impl<T: Fn(&str), R: FnOnce(&str)> Keeper<'_, T, R> {
+impl<T: Fn(&str), R: FnOnce(&str) -> bool> Keeper<'_, T, R> {
     fn run(&mut self) -> Result<u8> {
         let mut patience = Patience::default();
         loop {
             let end = self.run_daemon()?;
             let code = super::command::exit_code(end.status);
-            if self.log.is_none() {
+            if self.ready.is_some() {
                 return Ok(code);
             }
             if let Some(why) = self.final_end(&end) {
@@ -226,8 +227,10 @@ impl<T: Fn(&str), R: FnOnce(&str)> Keeper<'_, T, R> {
         let status = loop {
             match self.next() {
                 Event::Ready(line) => {
-                    self.is_ready(&line, pid);
                     was_ready = true;
+                    if !self.is_ready(&line, pid) {
+                        self.end(pid, libc::SIGTERM);
+                    }
                 }
                 Event::Said(line) => self.said(line),
                 Event::Signal(signal) if signal.number == libc::SIGCHLD => {
@@ -235,28 +238,37 @@ impl<T: Fn(&str), R: FnOnce(&str)> Keeper<'_, T, R> {
                         break status;
                     }
                 }
-                Event::Signal(signal) => {
-                    self.told_to_end = true;
-                    // It was not waited for yet, so the number is its own.
-                    let _ = sys::send_signal(pid, signal.number);
-                }
+                Event::Signal(signal) => self.end(pid, signal.number),
             }
         };
-        // Its last words may still be on their way.
+        was_ready |= self.hear_out(readers, pid);
+        Ok(End { status, pid, was_ready, lived: begin.elapsed() })
+    }
+
+    /// A daemon has ended, and its last words may still be on their way. `true` if it was ready after all.
+    fn hear_out(&mut self, readers: Vec<JoinHandle<()>>, pid: u32) -> bool {
         for reader in readers {
             let _ = reader.join();
         }
+        let mut was_ready = false;
         while let Ok(event) = self.events.try_recv() {
             match event {
                 Event::Said(line) => self.said(line),
                 Event::Ready(line) => {
-                    self.is_ready(&line, pid);
                     was_ready = true;
+                    self.told_to_end |= !self.is_ready(&line, pid);
                 }
                 Event::Signal(signal) => self.told_to_end |= signal.number != libc::SIGCHLD,
             }
         }
-        Ok(End { status, pid, was_ready, lived: begin.elapsed() })
+        was_ready
+    }
+
+    /// Ends the daemon, which is the process `pid` and was not waited for yet, and this keeper with it.
+    fn end(&mut self, pid: u32, signal: i32) {
+        self.told_to_end = true;
+        // If it has just ended by itself nothing is lost.
+        let _ = sys::send_signal(pid, signal);
     }
 
     fn next(&self) -> Event {
@@ -278,9 +290,11 @@ impl<T: Fn(&str), R: FnOnce(&str)> Keeper<'_, T, R> {
         Ok(threads)
     }
 
-    fn is_ready(&mut self, line: &str, pid: u32) {
+    /// The daemon is ready. `false`: for the first time, and nobody waits for it.
+    fn is_ready(&mut self, line: &str, pid: u32) -> bool {
         let Some(ready) = self.ready.take() else {
-            return self.note(&format!("process {pid} serves it again: {line}"));
+            self.note(&format!("process {pid} serves it again: {line}"));
+            return true;
         };
         match LogFile::open(&self.plan.log_path()) {
             Ok(log) => self.log = Some(log),
@@ -290,9 +304,13 @@ impl<T: Fn(&str), R: FnOnce(&str)> Keeper<'_, T, R> {
             self.note(&early);
         }
         self.note(&format!("process {pid} serves {}: {line}", self.plan.path.display()));
-        ready(line);
+        let wanted = ready(line);
+        if !wanted {
+            self.note("the command that started it is gone: it is not wanted any more");
+        }
         // Whoever waits for the end of the output of the command that started all this shall not wait for us.
         let _ = sys::let_go_of_terminal();
+        wanted
     }
 
     fn said(&mut self, line: String) {

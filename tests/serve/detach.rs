@@ -184,6 +184,25 @@ fn a_daemon_that_dies_again_and_again_is_given_up() {
 }
 
 #[test]
+fn a_daemon_that_nobody_waits_for_any_more_ends() {
+    let bench = Bench::new();
+    let image = bench.image("vm.cow", 64 * MIB);
+    let (reader, writer) = std::io::pipe().unwrap();
+    // As if the command that the user had started were interrupted: its parent goes on, and finds nobody to tell.
+    drop(reader);
+    let mut keeper = bench.cowdisk(["serve", "vm.cow", "--frontend", "nbd", "--keep=7"]);
+    let mut keeper = keeper.stdout(writer).spawn().unwrap();
+    let mut status = None;
+    wait_until("the parent ends", || {
+        status = keeper.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(0));
+    bench.run(["status", "vm.cow"]).expect(1);
+    assert!(is_clean(&image));
+}
+
+#[test]
 fn a_temporary_disk_is_not_served_again() {
     let bench = Bench::new();
     bench.image("vm.cow", 64 * MIB);
