@@ -126,10 +126,12 @@ impl FromStr for FeatureChoice {
 ///
 /// Not used: PER_IO_DAEMON (always on: tags of a queue may have several threads, ours has one), BATCH_IO (one command for
 /// the commits of many tags, where the ring already submits all commands of a turn with one system call), BUF_REG_OFF_DAEMON,
-/// SUPPORT_ZERO_COPY, AUTO_BUF_REG and SHMEM_ZC (the server must see the bytes for their checksums), UPDATE_SIZE (no disk
-/// changes its size while it is served).
-const WANTED: u64 =
-    flag::URING_CMD_COMP_IN_TASK | flag::CMD_IOCTL_ENCODE | flag::SAFE_STOP_DEV | flag::NO_AUTO_PART_SCAN;
+/// SUPPORT_ZERO_COPY, AUTO_BUF_REG and SHMEM_ZC (the server must see the bytes for their checksums).
+const WANTED: u64 = flag::URING_CMD_COMP_IN_TASK
+    | flag::CMD_IOCTL_ENCODE
+    | flag::UPDATE_SIZE
+    | flag::SAFE_STOP_DEV
+    | flag::NO_AUTO_PART_SCAN;
 
 /// What this server makes use of.
 const SPOKEN: u64 = WANTED

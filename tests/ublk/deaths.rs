@@ -79,7 +79,7 @@ fn what_waits_is_served_by_the_next_one() {
                 .run(|server| {
                     let wrong = RecoverOptions { device_id: 0, tag: 78, ..RecoverOptions::default() };
                     assert_eq!(Device::recover_on(server, &disk, &wrong).unwrap_err().kind(), Kind::NotFound);
-                    let other = Ram::new(2 << 20, 1);
+                    let other = Ram::new(1 << 19, 1);
                     let right = RecoverOptions { device_id: 0, tag: 77, ..RecoverOptions::default() };
                     let e = Device::recover_on(server, &other, &right).unwrap_err();
                     assert_eq!(e.kind(), Kind::Unsupported, "{e}");

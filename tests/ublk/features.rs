@@ -77,6 +77,7 @@ fn each_feature_alone_on_and_off_on_every_driver() {
         "USER_RECOVERY",
         "USER_RECOVERY_REISSUE",
         "CMD_IOCTL_ENCODE",
+        "UPDATE_SIZE",
         "URING_CMD_COMP_IN_TASK",
         "NEED_GET_DATA",
         "USER_COPY",
@@ -107,7 +108,10 @@ fn each_feature_alone_on_and_off_on_every_driver() {
             }
         }
     }
-    println!("ublk: 77 features left out, {on} insisted on and had, {lacking} lacking, on 7 drivers");
+    println!(
+        "ublk: {} features left out, {on} insisted on and had, {lacking} lacking, on 7 drivers",
+        7 * names.len()
+    );
     assert!(on > 30 && lacking > 10);
 }
 
@@ -127,6 +131,20 @@ fn what_is_left_out_is_not_sent_and_what_replaces_it_is() {
     assert!(sent("-DEL_DEV_ASYNC", Wait, admin::DEL_DEV).1 > 0);
     assert_eq!(sent("-USER_RECOVERY", Wait, admin::START_USER_RECOVERY), none);
     assert!(sent("+USER_RECOVERY", Wait, admin::START_USER_RECOVERY).1 > 0);
+}
+
+#[test]
+fn a_size_that_the_driver_is_not_told_stays_as_it_was() {
+    let machine = Machine::new(Profile::of(7, 0), 75);
+    let server = machine.boot();
+    server.run(|server| {
+        let disk = Ram::new(SIZE, 75);
+        let mut device = Device::start_on(server, &disk, &with("-UPDATE_SIZE")).unwrap();
+        assert_eq!(device.update_size(2 * SIZE).unwrap_err().kind(), Kind::Unsupported);
+        assert_eq!(device.may_shrink().unwrap_err().kind(), Kind::InUse);
+        device.stop(true).unwrap();
+    });
+    assert_eq!(machine.sent(admin::UPDATE_SIZE), (0, 0));
 }
 
 /// GET_DEV_INFO2 is for questions of processes that know nothing of the device; the server that makes it needs none.

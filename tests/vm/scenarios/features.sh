@@ -7,7 +7,7 @@
 
 # What the old kernel does not have.
 case $(uname -r) in
-6.12.*) LACKS="QUIESCE SAFE_STOP_DEV NO_AUTO_PART_SCAN USER_RECOVERY_FAIL_IO" ;;
+6.12.*) LACKS="UPDATE_SIZE QUIESCE SAFE_STOP_DEV NO_AUTO_PART_SCAN USER_RECOVERY_FAIL_IO" ;;
 *) LACKS= ;;
 esac
 
@@ -29,11 +29,24 @@ life() {
     serve f.cow --ublk-features "$1"
     check "the same device is served again" is "$NODE" "$first"
     check "disk still reads as its base" same_as_base
+    grows "$1"
     check "stop --force" cowdisk stop f.cow --force
     check "daemon ended with 0" exits 0 30 "$SERVE_PID"
     exec 9<&-
     check "node is gone" wait_for 20 absent "$NODE"
     rm f.cow
+}
+
+# Its users are told of another size, or keep the one that they know.
+grows() {
+    local size
+    size=$(blockdev --getsize64 "$NODE")
+    check "resize" cowdisk resize f.cow +16M
+    case $1 in
+    -UPDATE_SIZE) ;;
+    *) lacks UPDATE_SIZE || size=$((size + 16777216)) ;;
+    esac
+    check "the device has the size that it should have" is "$(blockdev --getsize64 "$NODE")" "$size"
 }
 
 # without_recovery LIST: the disk cannot be left to another daemon.
@@ -54,10 +67,10 @@ refused() {
     rm f.cow
 }
 
-for name in USER_RECOVERY CMD_IOCTL_ENCODE USER_COPY QUIESCE SAFE_STOP_DEV NO_AUTO_PART_SCAN; do
+for name in USER_RECOVERY CMD_IOCTL_ENCODE USER_COPY UPDATE_SIZE QUIESCE SAFE_STOP_DEV NO_AUTO_PART_SCAN; do
     if lacks $name; then refused $name; else life +$name; fi
 done
-for name in CMD_IOCTL_ENCODE USER_COPY QUIESCE SAFE_STOP_DEV NO_AUTO_PART_SCAN GET_DEV_INFO2 DEL_DEV_ASYNC; do
+for name in CMD_IOCTL_ENCODE USER_COPY UPDATE_SIZE QUIESCE SAFE_STOP_DEV NO_AUTO_PART_SCAN GET_DEV_INFO2 DEL_DEV_ASYNC; do
     life -$name
 done
 without_recovery -USER_RECOVERY
