@@ -62,11 +62,14 @@ macro_rules! scenarios {
     )*};
 }
 
+// Not on the old kernel: starts. There START_DEV itself looks for partitions, and a daemon that is killed meanwhile can
+// never end: it waits for the worker that waits for an answer of the disk, which nobody can give as long as it has not ended.
+// From 6.18 on the look comes later.
 scenarios! {
-    old: kernel smoke life recover kills starts sigterm upgrade stop cycles queues copymodes features ondeath errors
-        partitions snapshots shapes filesystems names;
-    new: kernel smoke life recover kills starts sigterm upgrade stop cycles queues copymodes features ondeath errors
-        partitions snapshots shapes filesystems names;
+    old: kernel smoke life recover kills recoveries sigterm upgrade stop cycles queues copymodes features ondeath
+        errors partitions snapshots shapes filesystems names;
+    new: kernel smoke life recover kills recoveries starts sigterm upgrade stop cycles queues copymodes features ondeath
+        errors partitions snapshots shapes filesystems names;
 }
 
 /// The harness sees every way to fail that we could think of.

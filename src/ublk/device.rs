@@ -164,6 +164,8 @@ impl<K: Driver> Device<K> {
         params::check_read_back(&params, &self.control.get_mut().params(id)?)?;
         self.prepare_threads(disk)?;
         self.attach_threads()?;
+        // Before 6.18 this looks for partitions, with the driver's mutex held and on a worker of this process: killed in the
+        // middle of it the process cannot end, and the device cannot be taken up, until the machine starts anew.
         self.control.get_mut().start(id)?;
         let node = node::wait_for_disk(&self.driver, id)?;
         // QUIESCE came right after the driver learned to notice the death of its server by itself, and before it left the

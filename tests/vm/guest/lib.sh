@@ -116,6 +116,16 @@ kill_daemon() {
     check "killed daemon ends" exits 137 60 "$SERVE_PID"
 }
 
+# kill_after MILLISECONDS OPTIONS: a daemon is started and dies. This is about points in time, whatever happens there.
+kill_after() {
+    local time=$1
+    shift
+    start_serve "$@"
+    sleep "$(printf '0.%03d' "$time")"
+    kill -9 "$SERVE_PID" 2>/dev/null || true
+    check "killed after $time ms" exits 137 60 "$SERVE_PID"
+}
+
 # status_has IMAGE STATE. The exit status of `status` says how well the image is, which is not asked here.
 status_has() {
     cowdisk status "$1" --json >/tmp/status.json || true
