@@ -81,6 +81,13 @@ pub fn known_trouble(release: Release, inside: bool) -> Vec<Finding> {
             "serve with one queue, the default, on such a kernel",
         ));
     }
+    if release.before(6, 18) {
+        found.push(note(
+            "before 6.18 a daemon that is killed while ublk's START_DEV looks for partitions can never end",
+            "its image stays locked, and its device waits, until the machine is restarted",
+            "end daemons with SIGTERM, and kill none before it is ready",
+        ));
+    }
     if release.before(7, 1) {
         found.push(note(
             "before 7.1 the end of a ublk device has use-after-free bugs",
@@ -154,7 +161,7 @@ mod tests {
         assert_eq!(messages("7.1.0", "", true), "");
         assert!(messages("6.0.19", "", false).starts_with("limited: the kernel is older than 6.1"));
         let stable = messages("6.12.43", "", false);
-        assert!(stable.lines().count() == 3 && !stable.contains("limited"), "{stable}");
+        assert!(stable.lines().count() == 4 && !stable.contains("limited"), "{stable}");
     }
 
     #[test]
