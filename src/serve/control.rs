@@ -90,6 +90,9 @@ pub(super) struct WireError {
     pub(super) message: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) hint: Option<String>,
+    /// It has the code of bad names, and another exit status.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) usage: bool,
 }
 
 impl From<&Error> for WireError {
@@ -100,6 +103,7 @@ impl From<&Error> for WireError {
             path,
             message: error.message(),
             hint: error.hint_text().map(str::to_owned),
+            usage: error.kind() == Kind::Usage,
         }
     }
 }
@@ -114,6 +118,7 @@ impl From<WireError> for Error {
             "no_space" => Kind::NoSpace,
             "corrupt" => Kind::Corrupt,
             "exists" => Kind::Exists,
+            "bad_name" if wire.usage => Kind::Usage,
             "bad_name" => Kind::BadName,
             "parent_missing" => Kind::ParentMissing,
             "parent_changed" => Kind::ParentChanged,
@@ -365,9 +370,11 @@ mod tests {
 
     #[test]
     fn errors_keep_kind_and_place_on_their_way() {
-        let sent = Error::new(Kind::InUse, "mounted on /mnt").at("/dev/ublkb0");
-        let back = Error::from(WireError::from(&sent));
-        assert_eq!((back.kind(), back.to_string()), (sent.kind(), sent.to_string()));
+        for kind in [Kind::InUse, Kind::BadName, Kind::Usage, Kind::NoSpace, Kind::Io] {
+            let sent = Error::new(kind, "mounted on /mnt").at("/dev/ublkb0");
+            let back = Error::from(WireError::from(&sent));
+            assert_eq!((back.kind(), back.to_string()), (sent.kind(), sent.to_string()));
+        }
     }
 
     #[test]

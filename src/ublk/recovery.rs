@@ -1,9 +1,9 @@
 //! Taking up a device whose server has gone.
 //!
 //! When a server ends, the driver keeps the disk, requeues what was in flight (USER_RECOVERY_REISSUE) and holds all
-//! requests: the device is QUIESCED; or it fails all requests (USER_RECOVERY_FAIL_IO): the device is in FAIL_IO. START_USER_RECOVERY makes its queues forget the old server, the new one fetches
-//! every tag, and END_USER_RECOVERY lets the requests flow again, those that were in flight first. A write may so
-//! be executed twice.
+//! requests: the device is QUIESCED; or it fails all requests (USER_RECOVERY_FAIL_IO): the device is in FAIL_IO.
+//! START_USER_RECOVERY makes its queues forget the old server, the new one fetches every tag, and END_USER_RECOVERY lets the
+//! requests flow again, those that were in flight first. A write may so be executed twice.
 
 use std::time::Instant;
 
@@ -13,9 +13,10 @@ use super::driver::Driver;
 use super::features::{self, FeatureChoice, Features, Wish};
 use super::kernel::Kernel;
 use super::node;
-use super::uapi::{CtrlDevInfo, flag, state};
+use super::uapi::{CtrlDevInfo, Params, flag, state};
 use super::{bounds, params};
 use crate::device::Disk;
+use crate::units::SECTOR;
 use crate::{Error, Kind, Result};
 
 /// Which device to take up.
@@ -56,12 +57,23 @@ impl<K: Driver> Device<K> {
         params::check_same_disk(&params, &disk.geometry()).map_err(|e| e.at(node::block_node(id)))?;
         let mut device = Device::new(driver.clone(), control, info, options.features.off);
         match device.take_up(disk, options) {
-            Ok(()) => Ok(device),
+            Ok(()) => {
+                device.tell_size(&params, disk.geometry().size);
+                Ok(device)
+            }
             Err(e) => {
                 // Threads that have fetched stay until the process ends; then the device waits again.
                 device.abandon();
                 Err(e)
             }
+        }
+    }
+
+    /// The last server may have died between a resize and telling of it, or without being able to.
+    fn tell_size(&mut self, known: &Params, bytes: u64) {
+        if known.basic.dev_sectors * SECTOR != bytes {
+            let told = self.update_size(bytes);
+            self.warnings.extend(told.err().map(|e| format!("size: {e}")));
         }
     }
 

@@ -46,6 +46,7 @@ fn clients_see_another_size_when_they_come_again() {
     let refused = bench.run(["resize", "vm.cow", "8M"]).expect(64);
     assert!(refused.stderr.contains("its last 25165824 bytes, of which 8192 hold data"), "{refused:?}");
     assert_eq!(new.read(32 * MIB - BLOCK, BLOCK as u32), filled(8));
+    bench.run(["resize", "vm.cow", "8192T"]).expect(64);
     let dry = bench.run(["resize", "vm.cow", "8M", "--dry-run"]).expect(0);
     assert!(dry.stdout.contains("24.0 MiB would be cut, of which 8.0 KiB held data"), "{dry:?}");
     let cut = bench.run(["resize", "vm.cow", "8M", "--shrink"]).expect(0);

@@ -97,6 +97,29 @@ fn what_waits_is_served_by_the_next_one() {
     }
 }
 
+/// A server that died over a resize: the next one tells the users of the size, where the driver can.
+#[test]
+fn a_disk_that_has_grown_meanwhile_is_as_large_when_it_is_taken_up() {
+    for profile in profiles().filter(|profile| profile.version >= Version(6, 1)) {
+        let can = profile.features() & flag::UPDATE_SIZE != 0;
+        let flags = if can { REISSUE | flag::UPDATE_SIZE } else { REISSUE };
+        let (machine, _, _) = death(profile, flags);
+        let server = machine.boot();
+        let grown = Ram::new(1 << 21, 1);
+        server
+            .run(|server| {
+                let options = RecoverOptions { device_id: 0, tag: 77, ..RecoverOptions::default() };
+                let mut device = Device::recover_on(server, &grown, &options).unwrap();
+                let seen = machine.params(0).unwrap().basic.dev_sectors * 512;
+                assert_eq!(seen, if can { 1 << 21 } else { 1 << 20 }, "{profile:?}");
+                assert_eq!(device.warnings().iter().any(|text| text.starts_with("size: ")), !can);
+                server.work(1000);
+                device.stop(true).unwrap();
+            })
+            .unwrap();
+    }
+}
+
 /// Requests fail while nobody serves the disk, and succeed again when somebody does.
 #[test]
 fn a_disk_that_fails_without_a_server_is_taken_up_again() {
