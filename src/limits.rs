@@ -7,6 +7,12 @@ use crate::units::BLOCK;
 pub const MAX_DISK_BYTES: u64 = 1 << 52;
 /// Smallest virtual disk: one sector.
 pub const MIN_DISK_BYTES: u64 = 512;
+
+/// True if there can be a disk of `size` bytes in sectors of `sector` bytes.
+pub const fn is_disk_size(size: u64, sector: u64) -> bool {
+    size >= MIN_DISK_BYTES && size <= MAX_DISK_BYTES && size.is_multiple_of(sector)
+}
+
 /// Largest layer file: 16 PiB; a larger block address in a file is damage.
 pub const MAX_FILE_BLOCKS: u64 = (1 << 54) / BLOCK;
 /// Blocks of a layer file whose holes are used again (64 TiB), so that the memory for them is bounded.

@@ -6,7 +6,7 @@ use super::names::is_temporary;
 use crate::error::{Error, Result};
 use crate::format::Superblock;
 use crate::layer::{LockedLayer, read_slots};
-use crate::storage::{File, FileId, Lock, OpenHow, Storage};
+use crate::storage::{File, FileId, Lock, OpenHow, Storage, sync_directory_of};
 use crate::units::Seq;
 
 /// Files beside an image that the next open for writing removes, or would if it were sure that nobody needs them.
@@ -56,8 +56,7 @@ pub(super) async fn remove_leftovers<S: Storage>(
         storage.unlink(name).map_err(|e| Error::io("remove", e).at(name))?;
     }
     if !remove.is_empty() {
-        let dir = path.parent().unwrap_or(Path::new(""));
-        storage.sync_dir(dir).map_err(|e| Error::io("sync directory", e).at(dir))?;
+        sync_directory_of(storage, path)?;
     }
     Ok(remove)
 }

@@ -10,7 +10,7 @@ use super::queue::ImageQueue;
 use crate::error::{Error, Kind, Result};
 use crate::format::Resize;
 use crate::layer::{Batch, Finish, WriteItem};
-use crate::limits::{MAX_DISK_BYTES, MIN_DISK_BYTES};
+use crate::limits::{MAX_DISK_BYTES, is_disk_size};
 use crate::rules::{self, Rule};
 use crate::storage::{IoBuf, Storage};
 use crate::units::{BLOCK, BLOCK_SIZE, VBlock, blocks_for};
@@ -40,8 +40,7 @@ impl<S: Storage> ImageQueue<S> {
         let image = &self.image;
         let _head_stays = image.without_snapshots().await?;
         let old = self.here().geometry();
-        if !(MIN_DISK_BYTES..=MAX_DISK_BYTES).contains(&size) || !size.is_multiple_of(old.sector_size.into())
-        {
+        if !is_disk_size(size, old.sector_size.into()) {
             let sector = old.sector_size;
             let text = format!("size {size}: it must be a multiple of {sector} between 512 bytes and 4 PiB");
             return Err(Error::new(Kind::Usage, text).at(image.path()));
@@ -61,13 +60,16 @@ impl<S: Storage> ImageQueue<S> {
         let written = self.write_batch(&mut batch).await;
         let chain = self.here();
         let head = chain.writable()?;
-        if let Err(e) = written {
-            // W4: what a crash would make of a failed record is certain only behind a checkpoint.
-            let _ = head.checkpoint(Finish::Running).await;
-            return Err(e);
-        }
+        let stamp = match written {
+            Ok(stamp) => stamp,
+            Err(e) => {
+                // W4: what a crash would make of a failed record is certain only behind a checkpoint.
+                let _ = head.checkpoint(Finish::Running).await;
+                return Err(e);
+            }
+        };
         if rules::holds(Rule::DurableResize) {
-            head.journal.commit(written?.seq).await.map_err(|e| e.at(head.path()))?;
+            head.journal.commit(stamp.seq).await.map_err(|e| e.at(head.path()))?;
         }
         image.announce_size(size);
         drop(alone);

@@ -116,8 +116,8 @@ fn ask(findings: &mut Vec<Finding>) -> Option<Features> {
     let hint = "update the kernel";
     match Control::open() {
         Ok(control) => {
-            let features = control.features().unwrap_or_default();
-            findings.push(match control.features() {
+            let features = control.features();
+            findings.push(match features {
                 Some(features) => features_finding(features),
                 None => Finding::new(
                     (CHECK, Level::Note),
@@ -126,7 +126,7 @@ fn ask(findings: &mut Vec<Finding>) -> Option<Features> {
                     hint,
                 ),
             });
-            Some(features)
+            Some(features.unwrap_or_default())
         }
         Err(e) => {
             findings.push(control_failed(&e));

@@ -122,8 +122,7 @@ impl StoredExtent {
         let size = self.place.0 & ((1 << KIND_SHIFT) - 1);
         let good = self.place.0 >> KIND_SHIFT == KIND_SIZE
             && self.blocks == 0
-            && (limits::MIN_DISK_BYTES..=limits::MAX_DISK_BYTES).contains(&size)
-            && size.is_multiple_of(SECTOR)
+            && limits::is_disk_size(size, SECTOR)
             && (1..=blocks_for(size)).contains(&self.vblock.0);
         good.then_some(Resize { size, zero_from: self.vblock })
     }

@@ -221,10 +221,7 @@ impl Superblock {
         if !matches!(self.sector_size, 512 | 4096) {
             return bad(format!("sector_size {}", self.sector_size));
         }
-        if self.virtual_size < limits::MIN_DISK_BYTES
-            || self.virtual_size > limits::MAX_DISK_BYTES
-            || !self.virtual_size.is_multiple_of(u64::from(self.sector_size))
-        {
+        if !limits::is_disk_size(self.virtual_size, self.sector_size.into()) {
             return bad(format!("virtual_size {}", self.virtual_size));
         }
         let counters = [

@@ -15,7 +15,7 @@ use crate::limits;
 use crate::map::{LayerTag, PendingMap, Slot};
 use crate::rules::{self, Rule};
 use crate::space::{Readers, Space, SpaceOptions};
-use crate::storage::{File, FileKind, Lock, OpenHow, Storage};
+use crate::storage::{File, FileKind, Lock, OpenHow, Storage, sync_directory_of};
 use crate::units::{PBlock, blocks_for};
 
 /// Times the path is opened again because it named another file by the time the lock was held.
@@ -247,8 +247,7 @@ async fn open_locked<S: Storage>(
 
 /// O1: what a dead daemon wrote is complete but not durable, and the next superblock must not outrun it.
 async fn sync_before_reading<S: Storage>(storage: &S, file: &S::File, path: &Path) -> Result<()> {
-    let dir = path.parent().unwrap_or(Path::new(""));
-    storage.sync_dir(dir).map_err(|e| Error::io("sync directory", e).at(dir))?;
+    sync_directory_of(storage, path)?;
     file.sync_data().await.result.map_err(|e| Error::io("fdatasync", e).at(path))?;
     Ok(())
 }

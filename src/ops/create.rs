@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::{Parent, PathHints, Superblock};
 use crate::layer::{self, NewLayer, read_slots, sync_sealed};
 use crate::limits;
-use crate::storage::{File, FileKind, Lock, Meta, OpenHow, Storage};
+use crate::storage::{File, FileKind, Lock, Meta, OpenHow, Storage, sync_directory_of};
 use crate::units::BLOCK;
 
 /// Permission bits of a new file, before the umask.
@@ -232,7 +232,6 @@ fn name_the_format(error: Error, child: &Path, base: &Path) -> Error {
 
 /// Gives the finished file its name. The new name is durable when this is done.
 fn put_in_place<S: Storage>(storage: &S, temporary: &Path, path: &Path, replace: bool) -> Result<()> {
-    let dir = path.parent().unwrap_or(Path::new(""));
     if replace {
         storage.rename(temporary, path).map_err(|e| Error::io("replace", e).at(path))?;
     } else {
@@ -243,5 +242,5 @@ fn put_in_place<S: Storage>(storage: &S, temporary: &Path, path: &Path, replace:
             return Err(Error::io("remove", e).at(temporary));
         }
     }
-    storage.sync_dir(dir).map_err(|e| Error::io("sync directory", e).at(dir))
+    sync_directory_of(storage, path)
 }

@@ -63,13 +63,7 @@ pub async fn map_from<'a, S: Storage>(
 ) -> Result<()> {
     let size = chain.geometry().size;
     let end = VBlock(blocks_for(size));
-    let mut cursors: Vec<Cursor<'a, S>> = Vec::with_capacity(chain.layers.len());
-    let mut reach = end;
-    for layer in &chain.layers {
-        // Behind the end of a smaller parent there is nothing, whatever lies below it.
-        reach = reach.min(VBlock(blocks_for(layer.size)));
-        cursors.push(Cursor::new(layer, reach));
-    }
+    let (mut cursors, reach) = cursors(chain, end);
     let mut joiner = Joiner { size, last: None, found };
     let mut next = VBlock::holding(pos);
     while next < end {
@@ -102,12 +96,7 @@ pub async fn map_since<'a, S: Storage>(
     let common = VBlock(common / BLOCK).min(end);
     let mut its: Vec<Cursor<'a, S>> =
         since.layers[..its_own].iter().map(|layer| Cursor::new(layer, common)).collect();
-    let mut reach = end;
-    let mut all: Vec<Cursor<'a, S>> = Vec::with_capacity(chain.layers.len());
-    for layer in &chain.layers {
-        reach = reach.min(VBlock(blocks_for(layer.size)));
-        all.push(Cursor::new(layer, reach));
-    }
+    let (mut all, reach) = cursors(chain, end);
     let mut joiner = Joiner { size, last: None, found };
     let mut next = VBlock(0);
     while next < end {
@@ -212,6 +201,18 @@ async fn top_piece<'a, S: Storage>(
         }
         _ => Ok((rest, Piece::Hole, layers)),
     }
+}
+
+/// A cursor for each layer, and how far the base can be seen through all of them.
+fn cursors<'a, S: Storage>(chain: &'a Chain<S>, end: VBlock) -> (Vec<Cursor<'a, S>>, VBlock) {
+    let mut reach = end;
+    let cursor = |layer: &'a Arc<ChainLayer<S::File>>| {
+        // Behind the end of a smaller parent there is nothing, whatever lies below it.
+        reach = reach.min(VBlock(blocks_for(layer.size)));
+        Cursor::new(layer, reach)
+    };
+    let cursors = chain.layers.iter().map(cursor).collect();
+    (cursors, reach)
 }
 
 /// What one layer maps, for questions in ascending order.

@@ -13,7 +13,7 @@ use super::map::{RunState, map_from};
 use crate::chain::{Image, ImageQueue, OpenOptions, OpenReport, open_chain};
 use crate::error::{Error, Kind, Result, printable};
 use crate::layer::Finish;
-use crate::limits::{MAX_DISK_BYTES, MIN_DISK_BYTES};
+use crate::limits::is_disk_size;
 use crate::storage::Storage;
 
 /// The size that is wanted, in bytes.
@@ -74,10 +74,7 @@ impl NewSize {
             NewSize::To(size) => Some(size),
             NewSize::By(more) => now.checked_add(more),
         };
-        let good = |size: &u64| {
-            (MIN_DISK_BYTES..=MAX_DISK_BYTES).contains(size) && size.is_multiple_of(u64::from(sector))
-        };
-        size.filter(good).ok_or_else(|| {
+        size.filter(|size| is_disk_size(*size, sector.into())).ok_or_else(|| {
             let text =
                 format!("{self:?}: a size must be a multiple of {sector} between {sector} bytes and 4 PiB");
             Error::new(Kind::Usage, text)

@@ -5,21 +5,19 @@
 //! after the rollback: one rename decides.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::create::sealed_parent;
 use super::fork::unused_snapshot_name;
-use super::snapshot::{OfflineSnapshot, Snapshot, check_mount, make_overlay};
+use super::snapshot::{OfflineSnapshot, Snapshot, check_mount, make_overlay, next_head};
 use super::walk::{find_snapshot, read_superblock, walk};
 use crate::chain::{
     Image, OpenOptions, OpenReport, SnapshotName, hints_between, image_file, open_chain, unused_temporary,
 };
 use crate::error::{Error, Kind, Result};
 use crate::format::Superblock;
-use crate::layer::{Head, NewLayer};
-use crate::limits::{self, MAX_CHAIN};
-use crate::storage::Storage;
-use crate::units::BLOCK;
+use crate::layer::NewLayer;
+use crate::limits::MAX_CHAIN;
+use crate::storage::{Storage, sync_directory_of};
 
 /// What becomes of the present.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,29 +62,34 @@ pub async fn rollback<S: Storage>(
     let Some(old) = image.head() else {
         return Err(Error::new(Kind::Usage, "a rollback opens the image for writing").at(&path));
     };
-    let found = match find_target(storage, &path, name, options).await {
-        Ok(new) => keep_name(storage, &image, present).map(|kept| (new, kept)),
+    let plan = async {
+        let target = find_target(storage, &path, name, &old.superblock(), options).await?;
+        Ok((target, keep_name(storage, &image, present)?))
+    };
+    let replaced = match plan.await {
+        Ok((target, None)) => {
+            let sb = replace(storage, &path, &old.reader.file, &target.new).await;
+            sb.map(|sb| (target.path, sb))
+        }
+        Ok((target, Some(kept))) => {
+            drop(old);
+            let keeping = OfflineSnapshot::of(storage, image, report.clone(), &kept)?;
+            let (kept, empty) = keeping.take_and_hold().await?;
+            let sb = replace(storage, &path, &empty, &target.new).await?;
+            return Ok(RolledBack { kept: Some(kept), target: target.path, sb, report });
+        }
         Err(e) => Err(e),
     };
-    let (Target { path: target, new }, kept) = match found {
-        Ok(found) => found,
+    drop(old);
+    match replaced {
+        // The head that was replaced has no name any more, and nothing is written to it.
+        Ok((target, sb)) => Ok(RolledBack { kept: None, target, sb, report }),
         Err(e) => {
-            drop(old);
             // Why there is no rollback matters more than that the image could not be closed.
             let _ = image.close().await;
-            return Err(e);
+            Err(e)
         }
-    };
-    let new = of_disk(new, &old.superblock());
-    let Some(kept) = kept else {
-        let sb = replace(storage, &path, &old.reader.file, &new).await;
-        return finish(image, old, sb).await.map(|sb| RolledBack { kept: None, target, sb, report });
-    };
-    drop(old);
-    let keeping = OfflineSnapshot::of(storage, image, report.clone(), &kept)?;
-    let (kept, empty) = keeping.take_and_hold().await?;
-    let sb = replace(storage, &path, &empty, &new).await?;
-    Ok(RolledBack { kept: Some(kept), target, sb, report })
+    }
 }
 
 /// What the disk is to show, and the empty layer that stands on it.
@@ -95,22 +98,23 @@ struct Target {
     new: NewLayer,
 }
 
-/// Finds the snapshot, and makes sure that everything is there that it needs.
+/// Finds the snapshot, and makes sure that everything is there that it needs. `head`: what the image's head says.
 async fn find_target<S: Storage>(
     storage: &S,
     image: &Path,
     name: &SnapshotName,
+    head: &Superblock,
     options: &OpenOptions,
 ) -> Result<Target> {
     let path = find_snapshot(storage, image, name, &options.search).await?;
     let (parent, sb) = sealed_parent(storage, &path, hints_between(image, &path)).await?;
     let (virtual_size, sector_size) = (sb.virtual_size, sb.sector_size);
+    let new = NewLayer { virtual_size, sector_size, ..next_head(head, parent) };
     let below = walk(storage, &path, sb, &options.search).await?;
     if below.layers.len() >= MAX_CHAIN {
         let text = format!("its chain has {MAX_CHAIN} layers, and may not be longer");
         return Err(Error::new(Kind::Unsupported, text).at(&path));
     }
-    let new = NewLayer { sector_size, parent, ..NewLayer::empty(virtual_size) };
     Ok(Target { path, new })
 }
 
@@ -125,12 +129,6 @@ fn keep_name<S: Storage>(storage: &S, image: &Image<S>, present: Present) -> Res
     unused_snapshot_name(storage, &image.path(), "rollback", &taken).map(Some)
 }
 
-/// `new` as a head of the disk whose head says `sb`.
-fn of_disk(new: NewLayer, sb: &Superblock) -> NewLayer {
-    let journal = sb.ring().map_or(limits::DEFAULT_JOURNAL_BYTES, |ring| ring.blocks * BLOCK);
-    NewLayer { disk: Some(sb.disk), journal, ..new }
-}
-
 /// Puts `new` in the place of the file `path`, which is open as `head` and locked. Its superblock.
 async fn replace<S: Storage>(storage: &S, path: &Path, head: &S::File, new: &NewLayer) -> Result<Superblock> {
     let temporary = unused_temporary(storage, path)?;
@@ -139,22 +137,8 @@ async fn replace<S: Storage>(storage: &S, path: &Path, head: &S::File, new: &New
         let _ = storage.unlink(&temporary);
         return Err(Error::io("replace the head", e).at(path));
     }
-    let dir = path.parent().unwrap_or(Path::new(""));
-    storage.sync_dir(dir).map_err(|e| Error::io("sync directory", e).at(dir))?;
+    sync_directory_of(storage, path)?;
     let sb = read_superblock(storage, path).await;
     drop(overlay);
     sb
-}
-
-/// The head that was replaced has no name any more, and nothing is written to it. One that was not is closed.
-async fn finish<S: Storage>(
-    image: Image<S>,
-    old: Arc<Head<S>>,
-    replaced: Result<Superblock>,
-) -> Result<Superblock> {
-    drop(old);
-    if replaced.is_err() {
-        let _ = image.close().await;
-    }
-    replaced
 }

@@ -27,6 +27,8 @@ use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, Result};
+
 /// What an operation gives back: its result and, for writes, the buffer list for the next use.
 #[derive(Debug)]
 pub struct Done {
@@ -165,4 +167,13 @@ pub trait Storage: Clone + std::fmt::Debug + Send + Sync + 'static {
     fn now_ns(&self) -> i64;
     /// Fills `bytes` from the system's random source.
     fn random(&self, bytes: &mut [u8]) -> io::Result<()>;
+}
+
+/// Makes the names in the directory of `path` durable.
+///
+/// # Errors
+/// What the host says, with the directory.
+pub fn sync_directory_of<S: Storage>(storage: &S, path: &Path) -> Result<()> {
+    let dir = path.parent().unwrap_or(Path::new(""));
+    storage.sync_dir(dir).map_err(|e| Error::io("sync directory", e).at(dir))
 }

@@ -27,7 +27,7 @@ use crate::storage::{File, Lock, Storage};
 use names::{Broken, check_names, copy_access, overlay, put_in_place};
 
 pub use live::LiveCut;
-pub(super) use names::check_mount;
+pub(super) use names::{check_mount, next_head};
 
 /// A snapshot that was taken.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use crate::format::{Parent, Superblock};
 use crate::layer::NewLayer;
 use crate::limits;
 use crate::rules::{self, Rule};
-use crate::storage::{File, Storage};
+use crate::storage::{File, Storage, sync_directory_of};
 use crate::units::BLOCK;
 
 /// Nothing may be called like the new snapshot, neither a file nor a layer of the chain.
@@ -41,14 +41,19 @@ pub(super) async fn check_names<S: Storage>(
     }
 }
 
-/// The layer that is to become the head.
+/// The layer that is to become the head, on the one that is.
 pub(super) fn overlay(sb: &Superblock, head: &Path, target: &Path) -> NewLayer {
+    next_head(sb, Parent::Layer { layer: sb.layer, root_crc: None, hints: hints_between(head, target) })
+}
+
+/// A head for the disk whose head says `sb`, on `parent`.
+pub(in crate::ops) fn next_head(sb: &Superblock, parent: Parent) -> NewLayer {
     NewLayer {
         disk: Some(sb.disk),
         virtual_size: sb.virtual_size,
         sector_size: sb.sector_size,
         journal: sb.ring().map_or(limits::DEFAULT_JOURNAL_BYTES, |ring| ring.blocks * BLOCK),
-        parent: Parent::Layer { layer: sb.layer, root_crc: None, hints: hints_between(head, target) },
+        parent,
         mode: 0o600,
         owner: None,
     }
@@ -102,8 +107,7 @@ fn change_names<S: Storage>(
     temporary: &Path,
     linked: &mut bool,
 ) -> Result<()> {
-    let dir = head.parent().unwrap_or(Path::new(""));
-    let sync = || storage.sync_dir(dir).map_err(|e| Error::io("sync directory", e).at(dir));
+    let sync = || sync_directory_of(storage, head);
     storage.link(head, target).map_err(|e| Error::io("make the snapshot's name", e).at(target))?;
     *linked = true;
     // The old head's second name is durable before its first one goes: it never has none.
@@ -118,10 +122,9 @@ fn change_names<S: Storage>(
 /// Takes [`put_in_place`] back: `head` names the file again that has the name `target`. Each crash point is one of those
 /// of a snapshot that was broken off.
 pub(super) fn put_back<S: Storage>(storage: &S, head: &Path, target: &Path) -> Result<()> {
-    let dir = head.parent().unwrap_or(Path::new(""));
     let temporary = unused_temporary(storage, head)?;
     storage.link(target, &temporary).map_err(|e| Error::io("make a second name", e).at(&temporary))?;
     storage.rename(&temporary, head).map_err(|e| Error::io("put the head back", e).at(head))?;
-    storage.sync_dir(dir).map_err(|e| Error::io("sync directory", e).at(dir))?;
+    sync_directory_of(storage, head)?;
     storage.unlink(target).map_err(|e| Error::io("remove", e).at(target))
 }
