@@ -9,7 +9,7 @@ use super::walk::{Below, Link, parent_of, read_superblock};
 use crate::chain::{OpenOptions, image_file, open_chain};
 use crate::error::{Error, Kind, Result};
 use crate::format::{DiskId, LayerId, Magic, Parent};
-use crate::storage::{File, FileId, FileKind, IoBuf, OpenHow, Storage};
+use crate::storage::{File, FileId, FileKind, IoBuf, Meta, OpenHow, Storage};
 use crate::units::BLOCK_SIZE;
 
 /// What is in some places.
@@ -77,14 +77,8 @@ struct Found {
 /// # Errors
 /// A place that is not there, or is no image. What is wrong with other files is listed.
 pub async fn list<S: Storage>(storage: &S, places: &[PathBuf], options: &OpenOptions) -> Result<Listing> {
-    let mut all = Collector {
-        storage,
-        options,
-        found: Vec::new(),
-        by_path: HashMap::new(),
-        files: HashSet::new(),
-        problems: Vec::new(),
-    };
+    let mut all =
+        Collector { storage, options, found: Vec::new(), files: HashMap::new(), problems: Vec::new() };
     let mut wanted = Vec::new();
     for place in places {
         let real = storage.canonical(place).map_err(|e| Error::io("open", e).at(place))?;
@@ -109,8 +103,8 @@ struct Collector<'a, S: Storage> {
     storage: &'a S,
     options: &'a OpenOptions,
     found: Vec<Found>,
-    by_path: HashMap<PathBuf, usize>,
-    files: HashSet<FileId>,
+    /// Where each file is in `found`, whatever its names are.
+    files: HashMap<FileId, usize>,
     problems: Vec<Error>,
 }
 
@@ -124,12 +118,15 @@ impl<S: Storage> Collector<'_, S> {
             // A link's file belongs to the disks here, but lies elsewhere.
             let Ok(path) = self.storage.canonical(&dir.join(name)) else { continue };
             let in_place = path.parent() == Some(dir);
-            let is_file = self.storage.meta(&path).is_ok_and(|meta| meta.kind == FileKind::Regular);
-            if !is_file {
+            let Ok(meta) = self.storage.meta(&path) else { continue };
+            if meta.kind != FileKind::Regular {
                 continue;
             }
             match read_superblock(self.storage, &path).await {
-                Ok(sb) => self.add(Link { path, sb }, in_place),
+                Ok(sb) => {
+                    let at = self.add(Link { path, sb }, &meta);
+                    self.found[at].in_place |= in_place;
+                }
                 Err(e) if self.is_layer(&path).await => self.problems.push(e),
                 Err(_) => {}
             }
@@ -137,18 +134,19 @@ impl<S: Storage> Collector<'_, S> {
         Ok(())
     }
 
-    /// Once, whatever its names are.
-    fn add(&mut self, link: Link, in_place: bool) {
-        let Ok(real) = self.storage.canonical(&link.path) else { return };
-        let Ok(meta) = self.storage.meta(&real) else { return };
-        if let Some(at) = self.by_path.get(&real) {
-            self.found[*at].in_place |= in_place;
-        } else if self.files.insert(meta.id) {
-            self.by_path.insert(real.clone(), self.found.len());
-            let link = Link { path: real, ..link };
-            let (depth, used_by, exclusive) = (0, BTreeSet::new(), None);
-            self.found.push(Found { link, allocated: meta.allocated, in_place, depth, used_by, exclusive });
-        }
+    /// Adds a layer, once, whatever its names are. Gives where it is.
+    fn add(&mut self, link: Link, meta: &Meta) -> usize {
+        *self.files.entry(meta.id).or_insert_with(|| {
+            self.found.push(Found {
+                link,
+                allocated: meta.allocated,
+                in_place: false,
+                depth: 0,
+                used_by: BTreeSet::new(),
+                exclusive: None,
+            });
+            self.found.len() - 1
+        })
     }
 
     /// True if one of the superblock slots was a layer's.
@@ -169,6 +167,7 @@ impl<S: Storage> Collector<'_, S> {
     async fn chains(&mut self) -> bool {
         let mut whole = self.problems.is_empty();
         for top in self.tops() {
+            let top = self.found[top].link.clone();
             let mut seen = BTreeSet::from([top.sb.layer]);
             let head = top.sb.sealed.is_none().then(|| top.path.clone());
             let mut links = vec![top];
@@ -189,22 +188,23 @@ impl<S: Storage> Collector<'_, S> {
         whole
     }
 
-    /// The layers on which no other one stands.
-    fn tops(&self) -> Vec<Link> {
-        let parents: HashSet<LayerId> = self.found.iter().filter_map(|f| parent(&f.link)).collect();
-        let links = self.found.iter().map(|found| &found.link);
-        links.filter(|link| link.sb.sealed.is_none() || !parents.contains(&link.sb.layer)).cloned().collect()
+    /// The layers on which no other one stands, by their places.
+    fn tops(&self) -> Vec<usize> {
+        let parents = parents(&self.found);
+        let is_top =
+            |found: &Found| found.link.sb.sealed.is_none() || !parents.contains(&found.link.sb.layer);
+        (0..self.found.len()).filter(|at| is_top(&self.found[*at])).collect()
     }
 
-    /// Notes that the chain `links` needs its layers.
+    /// Notes that the chain `links` needs its layers, and under which names it finds them.
     fn belongs_to(&mut self, links: Vec<Link>, head: Option<&Path>) {
         let len = links.len();
         for (i, link) in links.into_iter().enumerate() {
+            let Ok(meta) = self.storage.meta(&link.path) else { continue };
             let path = link.path.clone();
-            self.add(link, false);
-            let Ok(real) = self.storage.canonical(&path) else { continue };
-            let Some(at) = self.by_path.get(&real) else { continue };
-            let found = &mut self.found[*at];
+            let at = self.add(link, &meta);
+            let found = &mut self.found[at];
+            found.link.path = path;
             found.depth = len - i;
             found.used_by.extend(head.map(Path::to_path_buf));
         }
@@ -221,9 +221,9 @@ impl<S: Storage> Collector<'_, S> {
         }
         let mut freed: HashMap<LayerId, u64> = HashMap::new();
         for top in self.tops() {
+            let Found { link: top, allocated, .. } = self.found[top].clone();
             if top.sb.sealed.is_some() {
-                let bytes = self.by_path.get(&top.path).map_or(0, |at| self.found[*at].allocated);
-                freed.insert(top.sb.layer, bytes);
+                freed.insert(top.sb.layer, allocated);
             }
             self.hidden_in(&top, &above, &mut freed).await;
         }
@@ -265,6 +265,11 @@ impl<S: Storage> Collector<'_, S> {
     }
 }
 
+/// The layers on which others stand.
+fn parents(found: &[Found]) -> HashSet<LayerId> {
+    found.iter().filter_map(|found| parent(&found.link)).collect()
+}
+
 fn parent(link: &Link) -> Option<LayerId> {
     match link.sb.parent {
         Parent::Layer { layer, .. } => Some(layer),
@@ -274,7 +279,7 @@ fn parent(link: &Link) -> Option<LayerId> {
 
 /// Puts what was found into disks; with `only`, those disks and what stands on them.
 fn arrange(found: &[Found], only: Option<&[DiskId]>, whole: bool, problems: Vec<Error>) -> Listing {
-    let parents: HashSet<LayerId> = found.iter().filter_map(|f| parent(&f.link)).collect();
+    let parents = parents(found);
     // Without the parent of a snapshot that was broken off before its seal.
     let is_head = |f: &&Found| f.link.sb.sealed.is_none() && !parents.contains(&f.link.sb.layer);
     let heads: Vec<&Found> = found.iter().filter(is_head).collect();

@@ -120,6 +120,17 @@ fn what_no_disk_needs_can_be_removed() {
     assert_eq!(run(dir.path(), ["list", "--unused", "."]).ok(), "");
 }
 
+/// A backup by hard links: the name that comes first in the directory is not the one that the disk's chain names.
+#[test]
+fn a_layer_with_two_names_is_one_layer_and_needed() {
+    let dir = tempdir().unwrap();
+    prepare(dir.path());
+    fs::hard_link(dir.path().join("vm@s1.cow"), dir.path().join("backup.cow")).unwrap();
+    assert_eq!(run(dir.path(), ["list", "--unused", "."]).ok(), "");
+    let list = listed(dir.path(), &["."]);
+    assert_eq!(snapshots(&list, "vm.cow"), [entry("s2", 2, Some(2), &[]), entry("s1", 1, Some(5), &[])]);
+}
+
 #[test]
 fn nothing_counts_as_unused_while_a_chain_is_broken() {
     let dir = tempdir().unwrap();
