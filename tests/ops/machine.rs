@@ -10,9 +10,9 @@ use cowdisk::device::Queue;
 use cowdisk::error::Result;
 use cowdisk::format::Holder;
 use cowdisk::limits::MIN_JOURNAL_BYTES;
-use cowdisk::ops::{CreateOptions, create};
+use cowdisk::ops::{CheckOptions, Code, CreateOptions, check, create, read_superblock};
 use cowdisk::storage::sim::{Crash, Executor, SimDisk, spawn};
-use cowdisk::storage::{FileKind, IoBuf};
+use cowdisk::storage::{FileKind, IoBuf, Storage};
 
 pub(crate) const IMAGE: &str = "/d/vm.cow";
 pub(crate) const BLOCK: usize = 4096;
@@ -122,5 +122,24 @@ impl Served {
     pub(crate) async fn close(self) {
         self.queue.close();
         self.image.close().await.unwrap();
+    }
+}
+
+/// The image is whole: every structure and every block of its chain.
+pub(crate) fn assert_whole(disk: &SimDisk, place: &str) {
+    let whole = CheckOptions { data: true, chain: true, ..CheckOptions::default() };
+    let report = disk.block_on(check(disk, Path::new(IMAGE), &whole));
+    let report = report.unwrap_or_else(|e| panic!("{place}: {e}"));
+    // A file that was being made may be there for ever.
+    let harm = report.findings.kept().iter().find(|f| f.code != Code::LeftoverFile);
+    assert!(harm.is_none(), "{place}: {harm:?}");
+}
+
+/// Nothing is left beside the image but the files `ours`, and files that never became layers.
+pub(crate) fn assert_tidy(disk: &SimDisk, ours: &[&str], place: &str) {
+    for file in disk.list(Path::new("/d")).unwrap() {
+        let unborn = || disk.block_on(read_superblock(disk, &Path::new("/d").join(&file))).is_err();
+        let known = ours.contains(&file.as_str());
+        assert!(known || file.starts_with(".vm.cow.cowdisk-") && unborn(), "{place}: {file}");
     }
 }
