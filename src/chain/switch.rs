@@ -299,7 +299,7 @@ impl<S: Storage> LiveSnapshot<'_, S> {
         let old = &self.old;
         // A checkpoint that builds its tree on this thread would make the hold long.
         let turn = old.checkpoint_turn().await;
-        old.journal.commit(old.journal.acked()).await.map_err(|e| e.at(old.path()))?;
+        old.journal.commit_unless_failed(old.journal.acked()).await.map_err(|e| e.at(old.path()))?;
         old.journal.hold();
         let failed = old.journal.in_flight_settled().await.map_err(|e| e.at(old.path()))?;
         drop(turn);

@@ -47,6 +47,15 @@ impl<F: File> Journal<F> {
         }
     }
 
+    /// As [`Journal::commit`], for whoever keeps checkpoints from beginning: where a record has failed, which only one of
+    /// them settles, nothing is done.
+    pub async fn commit_unless_failed(&self, need: Seq) -> Result<()> {
+        match self.sync(need, |s| s.acked, false).await {
+            Err(SyncFailed::Poisoned(e)) => Err(e),
+            Ok(()) | Err(SyncFailed::NeedsCheckpoint(_)) => Ok(()),
+        }
+    }
+
     /// A checkpoint's fdatasync: whatever has completed becomes durable. `cut` is its freeze.
     pub async fn sync_for_checkpoint(&self, cut: Seq) -> Result<()> {
         // One above anything: a checkpoint's sync is never "durable already".

@@ -182,7 +182,7 @@ impl<'a> Explorer<'a> {
     /// Runs `executor` until `done`, judging on the way.
     pub fn run(&self, executor: &Executor, done: impl Fn() -> bool) {
         while !done() {
-            assert!(executor.step(), "seed {}: nothing can go on", self.seed);
+            assert!(executor.step(), "{} seed {}: nothing can go on", self.note, self.seed);
             self.judge();
         }
     }

@@ -320,6 +320,35 @@ fn a_failed_data_write_is_settled_by_a_checkpoint() {
     });
 }
 
+/// A data write fails, and only a checkpoint can settle that (W4), while a snapshot keeps checkpoints away. (Found by
+/// the sweep: the snapshot's commit waited for a checkpoint that waited for the snapshot.)
+#[test]
+fn a_snapshot_behind_a_failed_write_ends() {
+    for seed in 0..200 {
+        let disk = make(SETUP);
+        let history = SETUP.history();
+        let executor = Executor::new(&disk, seed);
+        let on = disk.clone();
+        executor.block_on(async move {
+            let world = Rc::new(World::open(&on, 2, history.clone()).await.unwrap());
+            on.set_faults(fault(1 + seed % 50, FaultKind::Eio, false, Some(OpKind::Write)));
+            let writes = (0..3).map(|task| {
+                let world = world.clone();
+                spawn(async move {
+                    for n in 0..8 {
+                        world.run(task, Op::Write { first: 8 * n, sectors: 8, fua: n % 3 == 0 }).await;
+                    }
+                })
+            });
+            let writes: Vec<_> = writes.collect();
+            world.run(0, Op::Snapshot).await;
+            for write in writes {
+                write.await;
+            }
+        });
+    }
+}
+
 /// A node of the tree that cannot be read for a moment: the checkpoint breaks off, and the next one folds what it had
 /// frozen. (Found by the sweep: the next one left it out, and its cut hid it from recovery.)
 #[test]
