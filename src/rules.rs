@@ -43,6 +43,8 @@ pub enum Rule {
     Readers,
     /// A fill of the span cache from an older root is refused.
     CacheFill,
+    /// Blocks are zeroed ahead before they are handed out, not after.
+    ZeroFirst,
     /// O1: what a dead process wrote is synced before it is read.
     SyncFirst,
     /// O1: a sealed parent is synced before a child records its root.
@@ -79,7 +81,7 @@ pub enum Rule {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 34] = [
+    pub const ALL: [Rule; 35] = [
         Rule::Reserve,
         Rule::Numbers,
         Rule::Locks,
@@ -98,6 +100,7 @@ impl Rule {
         Rule::Evidence,
         Rule::Readers,
         Rule::CacheFill,
+        Rule::ZeroFirst,
         Rule::SyncFirst,
         Rule::SyncParent,
         Rule::DataMatches,

@@ -269,6 +269,11 @@ impl<F> Journal<F> {
         self.state.with(|s| s.evidence)
     }
 
+    /// Syncs begun since the open.
+    pub fn syncs(&self) -> u64 {
+        self.state.with(|s| s.sync.started)
+    }
+
     /// For `status`.
     pub fn stats(&self) -> JournalStats {
         self.state.with(|s| JournalStats {

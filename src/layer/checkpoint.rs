@@ -232,7 +232,7 @@ impl<S: Storage> Head<S> {
         let freeze = self.journal.freeze();
         let finish = Finish::Opened(Box::new(sb));
         // No background task runs yet, and the tree may need space.
-        while_running(self.fold(freeze, &old, &finish), self.run_growth())
+        while_running(self.fold(freeze, &old, &finish), self.serve_growth(None))
             .await
             .map_err(|e| e.at(self.path()))
     }
@@ -240,14 +240,15 @@ impl<S: Storage> Head<S> {
     /// Commits, folds everything into the tree and marks the layer clean.
     pub async fn close(&self) -> Result<()> {
         self.checkpoint(Finish::Clean).await?;
-        self.end("the image is closed");
+        self.end("the image is closed").await;
         Ok(())
     }
 
-    /// Nothing is written any more; the background tasks end.
-    fn end(&self, why: &str) {
+    /// Nothing is written any more, and nothing is in flight; the background tasks end.
+    async fn end(&self, why: &str) {
         self.journal.poison(why);
         self.space.close();
+        self.space.zeroing_ended().await;
     }
 
     /// Folds everything into the tree, makes the layer immutable, gives the journal's space back and takes the write
@@ -255,7 +256,7 @@ impl<S: Storage> Head<S> {
     pub async fn seal(&self, sealed: Sealed) -> Result<()> {
         let ring = self.superblock().ring();
         self.checkpoint(Finish::Sealed(sealed)).await?;
-        self.end("the layer is sealed");
+        self.end("the layer is sealed").await;
         let file = &self.reader.file;
         if let Some(ring) = ring {
             let run = BlockRun { first: ring.first, blocks: ring.blocks };

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::below::Below;
 use super::reader::{Caches, LayerReader};
+use super::zero::Zeroer;
 use crate::error::{Error, Result};
 use crate::format::{Parent, Superblock, TreeRoot};
 use crate::journal::{Freeze, Journal, JournalStats};
@@ -137,11 +138,30 @@ impl<S: Storage> Head<S> {
         self.space.set_node_reserve(nodes + nodes / 50 + 2 * u64::from(limits::MAX_TREE_HEIGHT));
     }
 
-    /// Serves growth of the file until the layer is closed; a background task.
+    /// Serves growth of the file until the layer is closed; a background task, not to be dropped before that. Where the
+    /// last piece was used up with many syncs the next one is zeroed first.
     pub async fn run_growth(&self) {
+        self.serve_growth(Some(Zeroer::new(self.journal.syncs()))).await;
+    }
+
+    /// Serves growth of the file; zeros only with a `zeroer`, and may then not be dropped, since a write may be in flight.
+    pub(super) async fn serve_growth(&self, mut zeroer: Option<Zeroer>) {
         while let Some(run) = self.space.growth_wanted().await {
-            let done = self.allocate(run).await;
-            self.space.grown(done);
+            let zeroer =
+                zeroer.as_mut().and_then(|zeroer| zeroer.pays(run, self.journal.syncs()).then_some(zeroer));
+            if !self.allocate(run).await {
+                self.space.grown(false);
+                continue;
+            }
+            let zeroed = match zeroer {
+                Some(zeroer) => zeroer.zero(&self.reader.file, &self.space, run).await,
+                None => true,
+            };
+            if zeroed {
+                self.space.grown(true);
+            } else {
+                self.space.grown_in_vain();
+            }
         }
     }
 

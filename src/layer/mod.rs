@@ -8,6 +8,7 @@ mod head;
 mod open;
 mod reader;
 mod slots;
+mod zero;
 
 pub use batch::{Batch, QueueSpace, WriteItem, Written};
 pub use checkpoint::Finish;

@@ -31,11 +31,13 @@ pub struct SpaceOptions {
     pub slack_percent: u64,
     /// Below so many blocks it may grow whatever its live data.
     pub free_growth: u64,
+    /// First step of growth in blocks; the following ones are twice as long each, up to 16 MiB.
+    pub first_growth: u64,
 }
 
 impl Default for SpaceOptions {
     fn default() -> Self {
-        SpaceOptions { slack_percent: 200, free_growth: FREE_GROWTH }
+        SpaceOptions { slack_percent: 200, free_growth: FREE_GROWTH, first_growth: FIRST_GROWTH }
     }
 }
 
@@ -54,8 +56,9 @@ const GOOD_RUN: u64 = 64;
 const SWEEP_LOOKS: usize = 64;
 /// Below this many blocks (64 MiB) the file may grow whatever its live data.
 const FREE_GROWTH: u64 = 16384;
-/// First step of growth in blocks (1 MiB); doubled up to [`MAX_GROWTH`] (16 MiB).
-const MIN_GROWTH: u64 = 256;
+/// First step of growth in blocks (1 MiB).
+const FIRST_GROWTH: u64 = 256;
+/// Longest step (16 MiB).
 const MAX_GROWTH: u64 = 4096;
 /// Punched in one piece: 256 KiB, so that no request waits long behind it.
 const PUNCH_PIECE: u64 = 64;
@@ -87,6 +90,8 @@ struct State {
     grow_wanted: bool,
     /// What is being allocated on the host: a hole below the top, or the next piece of the file.
     growing: Option<BlockRun>,
+    /// Zeros are written to it.
+    zeroing: bool,
     /// The last try to grow failed.
     full: bool,
     closed: bool,
@@ -140,9 +145,10 @@ impl Space {
             freed_unknown: Vec::new(),
             misfreed: None,
             node_reserve: 0,
-            growth_step: MIN_GROWTH,
+            growth_step: options.first_growth.clamp(1, MAX_GROWTH),
             grow_wanted: false,
             growing: None,
+            zeroing: false,
             full: false,
             closed: false,
             evidence: Seq(0),
@@ -259,6 +265,30 @@ impl Space {
     /// The growth has been done, or the host has no space for it.
     pub fn grown(&self, done: bool) {
         self.state.update(|s| s.end_growth(done));
+    }
+
+    /// The growth has been done, but a write of zeros to it has failed and may still arrive: its blocks rest until the
+    /// next open.
+    pub fn grown_in_vain(&self) {
+        self.state.update(|s| s.abandon_growth());
+    }
+
+    /// Zeros are being written to what is grown. False: not any more, the space is closed.
+    pub fn start_zeroing(&self) -> bool {
+        self.state.with(|s| {
+            s.zeroing = !s.closed;
+            s.zeroing
+        })
+    }
+
+    /// Whether growth that is under way is still wanted.
+    pub fn is_closed(&self) -> bool {
+        self.state.with(|s| s.closed)
+    }
+
+    /// Waits until no zeros are in flight. To be called when the space is closed.
+    pub async fn zeroing_ended(&self) {
+        self.state.wait(|s| (!s.zeroing).then_some(())).await;
     }
 
     /// The blocks below the old top that the tree does not map are free: `used` is what it maps.
@@ -396,7 +426,19 @@ impl State {
         run
     }
 
+    fn abandon_growth(&mut self) {
+        self.zeroing = false;
+        let Some(run) = self.growing.take() else { return };
+        if run.first.0 >= self.backed {
+            self.insert_free(self.top, self.backed - self.top);
+            self.top = run.first.0 + run.blocks;
+            self.backed = self.top;
+        }
+        // Still wanted.
+    }
+
     fn end_growth(&mut self, done: bool) {
+        self.zeroing = false;
         let Some(run) = self.growing.take() else { return };
         let refill = run.first.0 < self.backed;
         match (done, refill) {
@@ -415,7 +457,7 @@ impl State {
             self.growth_step /= 2;
             return;
         } else {
-            self.growth_step = MIN_GROWTH;
+            self.growth_step = self.options.first_growth.clamp(1, MAX_GROWTH);
             self.full = true;
         }
         self.grow_wanted = false;

@@ -50,10 +50,10 @@ fn violation(rule: Option<Rule>, work: impl FnOnce()) -> Option<String> {
 fn first_seed(rule: Rule) -> u64 {
     match rule {
         Rule::Reserve => 64,
-        Rule::CloseBlocks => 25,
-        Rule::Evidence => 56,
-        Rule::KeepFrozen => 254,
-        Rule::SizeOfCut => 20,
+        Rule::CloseBlocks => 36,
+        Rule::Evidence => 161,
+        Rule::KeepFrozen => 537,
+        Rule::SizeOfCut => 69,
         _ => 0,
     }
 }

@@ -88,12 +88,12 @@ fn holder() -> Holder {
 }
 
 /// Sectors from which on a disk's file grows as freely as it does by default. Those of smaller disks fill their holes
-/// first, so that blocks are used again at once.
+/// first, so that blocks are used again at once, and grow in small steps, so that what is grown is zeroed now and then.
 const ROOMY: usize = 1000;
 
 fn options(sectors: usize) -> OpenOptions {
     let space = match sectors {
-        ..ROOMY => SpaceOptions { slack_percent: 100, free_growth: 0 },
+        ..ROOMY => SpaceOptions { slack_percent: 100, free_growth: 0, first_growth: 16 },
         ROOMY.. => SpaceOptions::default(),
     };
     OpenOptions { alive: |_| false, cache_bytes: 1 << 20, space, ..OpenOptions::new(Access::Write(holder())) }

@@ -33,7 +33,7 @@ struct Disk {
 
 impl Disk {
     fn new() -> Disk {
-        let options = SpaceOptions { slack_percent: 100, free_growth: 0 };
+        let options = SpaceOptions { slack_percent: 100, free_growth: 0, ..SpaceOptions::default() };
         let area = PBlock(AREA);
         let space = Space::new(area, area, AREA + FILE, Readers::default(), options);
         let Reserve::Run(run) = space.reserve(1) else { panic!("an empty file has room") };

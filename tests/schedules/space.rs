@@ -37,7 +37,7 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let options = SpaceOptions { slack_percent: 150, free_growth: 64 };
+        let options = SpaceOptions { slack_percent: 150, free_growth: 64, ..SpaceOptions::default() };
         let area = PBlock(AREA);
         let blocks = (0..1 << 14).map(|b| if b < AREA + BACKED { Block::Free } else { Block::Beyond });
         World {

@@ -61,7 +61,7 @@ fn options() -> OpenOptions {
     let me = Holder { pid: std::process::id(), host: "test".into(), socket: String::new() };
     OpenOptions {
         cache_bytes: limits::MIN_CACHE_BYTES,
-        space: SpaceOptions { slack_percent: 150, free_growth: 64 },
+        space: SpaceOptions { slack_percent: 150, free_growth: 64, ..SpaceOptions::default() },
         ..OpenOptions::new(Access::Write(me))
     }
 }

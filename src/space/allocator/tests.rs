@@ -99,7 +99,7 @@ fn the_counts_are_those_of_the_state() {
 fn growth_is_asked_for_and_answered() {
     let space = space(10, 10);
     assert_eq!(space.reserve(4), Reserve::Wait);
-    assert_eq!(now(space.growth_wanted()), Some(Some(run(10, MIN_GROWTH))));
+    assert_eq!(now(space.growth_wanted()), Some(Some(run(10, FIRST_GROWTH))));
     assert_eq!(now(space.growth_ended()), None);
     space.grown(true);
     assert_eq!(now(space.growth_ended()), Some(false));

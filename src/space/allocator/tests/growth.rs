@@ -17,7 +17,7 @@ impl Wake for Count {
 
 #[test]
 fn growth_is_asked_for_when_little_is_left() {
-    let space = space(10, 10 + 20 + MIN_GROWTH / 2 + 60);
+    let space = space(10, 10 + 20 + FIRST_GROWTH / 2 + 60);
     space.set_node_reserve(20);
     assert_eq!(space.reserve(60), Reserve::Run(run(10, 60)));
     assert_eq!(now(space.growth_wanted()), None, "the reserve and half a step are left");
@@ -77,7 +77,7 @@ fn growth_that_failed_is_tried_from_the_first_step_again() {
     }
     assert!(space.stats().full);
     assert_eq!(space.reserve(1), Reserve::Wait);
-    assert_eq!(now(space.growth_wanted()), Some(Some(run(10, MIN_GROWTH))));
+    assert_eq!(now(space.growth_wanted()), Some(Some(run(10, FIRST_GROWTH))));
     space.grown(true);
     assert!(!space.stats().full);
 }
@@ -113,4 +113,55 @@ fn only_long_runs_are_punched_and_some_blocks_are_kept() {
     assert_eq!(space.start_punch(1000 + 255 + 255), Some(run(5000, PUNCH_PIECE)));
     space.punched(false);
     assert_eq!((space.stats().punched_blocks, space.stats().free_blocks), (0, 1000 + 255 + 256));
+}
+
+#[test]
+fn what_was_grown_in_vain_is_never_handed_out() {
+    let space = space(10, 14);
+    assert_eq!(space.reserve_node(1), Reserve::Run(run(10, 1)));
+    assert_eq!(space.reserve(10_000), Reserve::Run(run(11, 3)));
+    space.give_back(run(12, 2));
+    assert_eq!(now(space.growth_wanted()), Some(Some(run(14, FIRST_GROWTH))));
+    assert!(space.start_zeroing());
+    space.grown_in_vain();
+    assert_eq!(space.high_water(), PBlock(14 + FIRST_GROWTH), "a write there may still arrive");
+    let next = run(14 + FIRST_GROWTH, FIRST_GROWTH);
+    assert_eq!(now(space.growth_wanted()), Some(Some(next)), "the wish goes on");
+    space.grown(true);
+    assert_eq!(space.reserve(2), Reserve::Run(run(12, 2)));
+    assert_eq!(space.reserve(10_000), Reserve::Run(next));
+}
+
+#[test]
+fn a_hole_filled_in_vain_is_neither_free_nor_a_hole() {
+    let space = space(10, 10);
+    assert_eq!(space.reserve(1), Reserve::Wait);
+    assert!(now(space.growth_wanted()).is_some());
+    space.grown(true);
+    assert_eq!(space.reserve(10_000), Reserve::Run(run(10, FIRST_GROWTH)));
+    space.give_back(run(10, FIRST_GROWTH));
+    let hole = space.start_punch(0).unwrap();
+    space.punched(true);
+    let all = FIRST_GROWTH - hole.blocks;
+    assert_eq!(space.reserve(10_000), Reserve::Run(run(10 + hole.blocks, all)));
+    assert_eq!(now(space.growth_wanted()), Some(Some(hole)));
+    space.grown_in_vain();
+    let stats = space.stats();
+    assert_eq!((stats.free_blocks, stats.punched_blocks), (0, 0));
+    assert_eq!(space.high_water(), PBlock(10 + FIRST_GROWTH));
+}
+
+#[test]
+fn a_closed_space_waits_for_the_zeros_in_flight() {
+    let space = space(10, 10);
+    assert_eq!(space.reserve(1), Reserve::Wait);
+    assert!(now(space.growth_wanted()).is_some());
+    assert!(space.start_zeroing());
+    space.close();
+    assert!(space.is_closed());
+    assert_eq!(now(space.zeroing_ended()), None);
+    space.grown(true);
+    assert_eq!(now(space.zeroing_ended()), Some(()));
+    assert!(!space.start_zeroing(), "none begins any more");
+    assert_eq!(now(space.zeroing_ended()), Some(()));
 }

@@ -10,9 +10,10 @@ fn full(used: u64, options: SpaceOptions) -> Space {
 }
 
 /// It may not grow, however little of it is in use.
-const CRAMPED: SpaceOptions = SpaceOptions { slack_percent: 0, free_growth: 0 };
+const CRAMPED: SpaceOptions = SpaceOptions { slack_percent: 0, free_growth: 0, first_growth: FIRST_GROWTH };
 /// It may grow, however much of it is free.
-const ROOMY: SpaceOptions = SpaceOptions { slack_percent: 0, free_growth: u64::MAX };
+const ROOMY: SpaceOptions =
+    SpaceOptions { slack_percent: 0, free_growth: u64::MAX, first_growth: FIRST_GROWTH };
 
 #[test]
 fn the_sweep_goes_round_and_does_not_come_back_early() {
@@ -57,7 +58,7 @@ fn short_runs_wait_while_the_file_may_grow() {
 #[test]
 fn a_small_file_may_grow_whatever_is_free() {
     for (free_growth, grows) in [(100, false), (101, true)] {
-        let space = full(100, SpaceOptions { slack_percent: 0, free_growth });
+        let space = full(100, SpaceOptions { slack_percent: 0, free_growth, first_growth: FIRST_GROWTH });
         free_now(&space, [(20, 4)]);
         let expected = if grows { run(110, 8) } else { run(20, 4) };
         assert_eq!(space.reserve(8), Reserve::Run(expected), "{free_growth}");
@@ -68,7 +69,8 @@ fn a_small_file_may_grow_whatever_is_free() {
 #[test]
 fn a_big_file_may_grow_to_twice_its_live_data() {
     for (in_limbo, grows) in [(199, true), (200, false)] {
-        let space = full(1000, SpaceOptions { slack_percent: 200, free_growth: 0 });
+        let space =
+            full(1000, SpaceOptions { slack_percent: 200, free_growth: 0, first_growth: FIRST_GROWTH });
         free_now(&space, [(10, 256)]);
         assert_eq!(space.start_punch(0), Some(run(10, PUNCH_PIECE)));
         space.punched(true);
