@@ -17,7 +17,9 @@ use crate::{engine, size};
 #[command(after_help = "\
 Examples:
   cowdisk bench vm.cow -c 100000 -d 32 --random 1
-  cowdisk bench -w test.cow -c 100000 -d 1 --random 1 --flush-interval 100")]
+  cowdisk bench -w test.cow -c 100000 -d 1 --random 1 --flush-interval 100
+  cowdisk bench -w test.cow -c 100000 -d 8 --random 1 --flush-interval 1 --no-drain
+  cowdisk bench test.cow -c 1000000 -d 32 --random 1 --queues 2")]
 pub(crate) struct Args {
     /// An image, or its snapshot as IMAGE@NAME; -w changes what it holds
     image: PathBuf,
@@ -45,6 +47,12 @@ pub(crate) struct Args {
     /// Drain the queue and flush after so many writes
     #[arg(long, value_name = "N", default_value_t = 0)]
     flush_interval: u64,
+    /// Do not drain: each of the DEPTH tasks flushes after so many writes of its own
+    #[arg(long, requires = "flush_interval")]
+    no_drain: bool,
+    /// Queues, each with a thread and DEPTH requests in flight
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    queues: usize,
 }
 
 #[derive(Serialize)]
@@ -72,6 +80,8 @@ pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
         offset: args.offset,
         random: args.random,
         flush_interval: args.flush_interval,
+        no_drain: args.no_drain,
+        queues: args.queues,
     };
     let result = engine::run(async move {
         let path = engine::locate(&image).await?;

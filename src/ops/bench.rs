@@ -1,4 +1,4 @@
-//! `bench`: requests against the engine through one queue of this thread, as a frontend would send them.
+//! `bench`: requests against the engine through queues of this process, each with a thread, as a frontend would send them.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::chain::{Image, ImageQueue, OpenOptions, open_chain};
 use crate::device::Queue;
 use crate::error::{Error, Kind, Result};
-use crate::runtime::{self, sync::Monitor};
+use crate::runtime::{self, RingOptions, Runtime, sync::Monitor};
 use crate::storage::{IoBuf, Storage};
 use std::path::Path;
 
@@ -16,6 +16,8 @@ use std::path::Path;
 pub const MAX_DEPTH: usize = 1024;
 /// Largest request: 64 MiB.
 pub const MAX_SIZE: u64 = 64 << 20;
+/// Most queues.
+pub const MAX_QUEUES: usize = 64;
 /// Batches in flight at most.
 const MAX_RUNNERS: usize = 64;
 /// Time between two ticks of an image that is written to.
@@ -40,6 +42,27 @@ pub struct BenchOptions {
     pub random: Option<u64>,
     /// Drain and flush after so many writes; 0: never.
     pub flush_interval: u64,
+    /// Do not drain: each task flushes after so many writes of its own, as an independent client would.
+    pub no_drain: bool,
+    /// Queues, each with a thread and with `depth` requests in flight; they share the requests evenly.
+    pub queues: usize,
+}
+
+impl BenchOptions {
+    /// The share of one of the queues: its own part of the way around a disk of `disk` bytes, or its own random places.
+    fn share(&self, index: usize, disk: u64) -> BenchOptions {
+        let (queues, index) = (self.queues as u64, index as u64);
+        let before: u64 = (0..index).map(|i| (self.count + i) / queues).sum();
+        let way = u128::from(self.offset) + u128::from(before) * u128::from(self.step);
+        let offset = (way % u128::from(disk)) as u64;
+        BenchOptions {
+            count: (self.count + index) / queues,
+            offset: if offset > disk - self.size { 0 } else { offset },
+            random: self.random.map(|seed| seed.wrapping_add(index << 32)),
+            queues: 1,
+            ..self.clone()
+        }
+    }
 }
 
 /// What came of it.
@@ -55,7 +78,8 @@ pub struct BenchResult {
     pub latency: Histogram,
 }
 
-/// Runs the requests against `image`; `options` of the open decide whether it may be written to. In a runtime.
+/// Runs the requests against `image`; `options` of the open decide whether it may be written to. In a runtime, whose
+/// thread is that of the first queue.
 ///
 /// # Errors
 /// `Usage` for numbers out of range, why the image cannot be opened, `Io` for the first request that failed.
@@ -67,40 +91,74 @@ pub async fn bench<S: Storage>(
 ) -> Result<BenchResult> {
     let (image, _) = open_chain(storage, image, open).await?;
     let image = Arc::new(image);
-    let places = Places::new(options, image.geometry().size)?;
-    let queue = ImageQueue::new(image.clone());
+    let disk = image.geometry().size;
+    Places::new(options, disk)?;
     if options.write {
         run_background(storage, &image);
-        for _ in 0..options.depth.min(MAX_RUNNERS) {
-            drop(runtime::spawn(queue.clone().runner()));
-        }
     }
-    let run = Rc::new(Run {
-        queue: queue.clone(),
-        options: options.clone(),
-        places: RefCell::new(places),
-        issued: Cell::new(0),
-        gate: Monitor::new(Gate::default()),
-        latency: RefCell::new(Histogram::default()),
-        failed: Cell::new(None),
-    });
-    let start = Instant::now();
-    let tasks: Vec<_> = (0..options.depth).map(|i| runtime::spawn(run.clone().task(i))).collect();
-    for task in tasks {
-        task.await;
+    let queues = Arc::new(Queues { image: image.clone(), all: Monitor::default() });
+    for index in 1..options.queues {
+        queues.clone().start_thread(options.share(index, disk), index)?;
     }
-    let elapsed = start.elapsed();
-    queue.close();
+    let run = Run::new(&image, options.share(0, disk), 0)?;
+    // The threads are there; the time begins with the requests.
+    let start = queues.all.update(|all| *all.start.insert(Instant::now()));
+    let (mut latency, mut failed) = run.drive().await;
+    let mut elapsed = start.elapsed();
+    let ended =
+        queues.all.wait(|all| (all.ended.len() + 1 == options.queues).then(|| all.ended.split_off(0)));
+    for (other, errno, at) in ended.await {
+        latency.merge(&other);
+        failed = failed.or(errno);
+        elapsed = elapsed.max(at - start);
+    }
     let errors = image.last_errors();
     image.close().await?;
-    if let Some(errno) = run.failed.get() {
+    if let Some(errno) = failed {
         let cause = std::io::Error::from_raw_os_error(errno);
         let text = errors.last().cloned().unwrap_or_else(|| "a request failed".into());
         return Err(Error::io(text, cause));
     }
-    let requests = run.issued.get();
-    let latency = run.latency.borrow().clone();
-    Ok(BenchResult { requests, bytes: requests * options.size, elapsed, latency })
+    Ok(BenchResult { requests: latency.count, bytes: latency.count * options.size, elapsed, latency })
+}
+
+/// The queues on other threads.
+struct Queues<S: Storage> {
+    image: Arc<Image<S>>,
+    all: Monitor<AllQueues>,
+}
+
+#[derive(Default)]
+struct AllQueues {
+    /// When the requests began.
+    start: Option<Instant>,
+    /// Latencies, the errno of the first request that failed, the end.
+    ended: Vec<(Histogram, Option<i32>, Instant)>,
+}
+
+impl<S: Storage> Queues<S> {
+    fn start_thread(self: Arc<Self>, share: BenchOptions, index: usize) -> Result<()> {
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let work = move || {
+            let runtime = match Runtime::new(RingOptions::default()) {
+                Ok(runtime) => runtime,
+                Err(e) => return drop(ready.send(Err(Error::io("set up io_uring on this host", e)))),
+            };
+            runtime.block_on(async move {
+                let run = match Run::new(&self.image, share, index) {
+                    Ok(run) => run,
+                    Err(e) => return drop(ready.send(Err(e))),
+                };
+                drop(ready.send(Ok(())));
+                self.all.wait(|all| all.start.map(drop)).await;
+                let (latency, failed) = run.drive().await;
+                self.all.update(|all| all.ended.push((latency, failed, Instant::now())));
+            });
+        };
+        let thread = std::thread::Builder::new().name(format!("queue-{index}")).spawn(work);
+        thread.map_err(|e| Error::io("cannot start a thread", e))?;
+        is_ready.recv().unwrap_or_else(|_| Err(Error::new(Kind::Io, "a queue's thread ended early")))
+    }
 }
 
 /// Starts what an image that is open for writing needs beside its requests.
@@ -134,6 +192,8 @@ struct Gate {
 struct Run<S: Storage> {
     queue: Rc<ImageQueue<S>>,
     options: BenchOptions,
+    /// Of the queue.
+    index: usize,
     places: RefCell<Places>,
     issued: Cell<u64>,
     gate: Monitor<Gate>,
@@ -143,26 +203,67 @@ struct Run<S: Storage> {
 }
 
 impl<S: Storage> Run<S> {
+    /// One queue on this thread.
+    fn new(image: &Arc<Image<S>>, options: BenchOptions, index: usize) -> Result<Rc<Run<S>>> {
+        let places = Places::new(&options, image.geometry().size)?;
+        let queue = ImageQueue::new(image.clone());
+        if options.write {
+            for _ in 0..options.depth.min(MAX_RUNNERS) {
+                drop(runtime::spawn(queue.clone().runner()));
+            }
+        }
+        Ok(Rc::new(Run {
+            queue,
+            options,
+            index,
+            places: RefCell::new(places),
+            issued: Cell::new(0),
+            gate: Monitor::new(Gate::default()),
+            latency: RefCell::new(Histogram::default()),
+            failed: Cell::new(None),
+        }))
+    }
+
+    /// Sends all requests, and closes the queue; the errno is that of the first one that failed.
+    async fn drive(self: Rc<Self>) -> (Histogram, Option<i32>) {
+        let depth = self.options.depth;
+        let tasks: Vec<_> = (0..depth).map(|i| runtime::spawn(self.clone().task(i))).collect();
+        for task in tasks {
+            task.await;
+        }
+        self.queue.close();
+        (self.latency.take(), self.failed.get())
+    }
+
     /// One of `depth` tasks: one request after the other.
     async fn task(self: Rc<Self>, index: usize) {
-        let buf = filled(self.options.size as usize, index as u64);
+        let seed = self.index * MAX_DEPTH + index;
+        let buf = filled(self.options.size as usize, seed as u64);
+        let interval = if self.options.write { self.options.flush_interval } else { 0 };
+        let mut own = 0;
         while self.failed.get().is_none() {
             let number = self.issued.get();
             if number == self.options.count {
                 return;
             }
             self.issued.set(number + 1);
-            let interval = if self.options.write { self.options.flush_interval } else { 0 };
-            let flush = interval > 0 && number > 0 && number.is_multiple_of(interval);
+            own += 1;
             let pos = self.places.borrow_mut().next();
             let done = match interval {
                 0 => self.request(pos, &buf).await,
-                _ => self.gated(pos, &buf, flush).await,
+                _ if self.options.no_drain => self.alone(pos, &buf, own % interval == 0).await,
+                _ => self.gated(pos, &buf, number > 0 && number.is_multiple_of(interval)).await,
             };
             if let Err(errno) = done {
                 self.failed.set(self.failed.get().or(Some(errno)));
             }
         }
+    }
+
+    /// A request and perhaps a flush behind it, whatever others do.
+    async fn alone(&self, pos: u64, buf: &IoBuf, flush: bool) -> std::result::Result<(), i32> {
+        self.request(pos, buf).await?;
+        if flush { self.queue.flush().await.map_err(|e| e.0) } else { Ok(()) }
     }
 
     async fn request(&self, pos: u64, buf: &IoBuf) -> std::result::Result<(), i32> {
@@ -217,6 +318,9 @@ impl Places {
         let BenchOptions { size, step, offset, .. } = *options;
         if options.count == 0 || options.depth == 0 || options.depth > MAX_DEPTH {
             return usage(format!("count must be at least 1, and depth between 1 and {MAX_DEPTH}"));
+        }
+        if options.queues == 0 || options.queues > MAX_QUEUES || options.queues as u64 > options.count {
+            return usage(format!("queues must be between 1 and {MAX_QUEUES}, each with a request at least"));
         }
         if size == 0 || size > MAX_SIZE || !size.is_multiple_of(512) || size > disk {
             return usage(format!(
@@ -288,6 +392,12 @@ impl Histogram {
         self.count += 1;
     }
 
+    /// Adds the samples of another one.
+    pub fn merge(&mut self, other: &Histogram) {
+        self.count += other.count;
+        self.buckets.iter_mut().zip(&other.buckets).for_each(|(mine, theirs)| *mine += theirs);
+    }
+
     /// The latency that this share of all samples (0 to 1) did not exceed, in microseconds.
     pub fn quantile_us(&self, share: f64) -> f64 {
         let wanted = ((self.count as f64 * share).ceil() as u64).max(1);
@@ -313,7 +423,18 @@ mod tests {
     use super::*;
 
     fn options(size: u64, step: u64, offset: u64) -> BenchOptions {
-        BenchOptions { write: false, count: 1, depth: 1, size, step, offset, random: None, flush_interval: 0 }
+        BenchOptions {
+            write: false,
+            count: 1,
+            depth: 1,
+            size,
+            step,
+            offset,
+            random: None,
+            flush_interval: 0,
+            no_drain: false,
+            queues: 1,
+        }
     }
 
     #[test]
@@ -328,6 +449,27 @@ mod tests {
         assert_eq!(all, [0, 4096, 8192, 12288].into());
         assert!(Places::new(&options(4096, 4096, 512), 4096).is_err());
         assert!(Places::new(&options(100, 4096, 0), 8192).is_err());
+    }
+
+    #[test]
+    fn queues_share_the_way_around_the_disk() {
+        for (queues, count) in [(1, 7), (2, 7), (3, 10)] {
+            let all = BenchOptions { count, queues, ..options(4096, 12288, 4096) };
+            let mut one = Places::new(&all, 40960).unwrap();
+            for index in 0..queues {
+                let share = all.share(index, 40960);
+                let mut places = Places::new(&share, 40960).unwrap();
+                for n in 0..share.count {
+                    assert_eq!(places.next(), one.next(), "request {n} of queue {index} of {queues}");
+                }
+            }
+            assert_eq!((0..queues).map(|i| all.share(i, 40960).count).sum::<u64>(), count);
+        }
+        let random = BenchOptions { random: Some(7), queues: 2, count: 2, ..options(512, 512, 0) };
+        assert_ne!(random.share(0, 4096).random, random.share(1, 4096).random);
+        for queues in [0, 3, MAX_QUEUES + 1] {
+            assert!(Places::new(&BenchOptions { queues, ..random.clone() }, 4096).is_err());
+        }
     }
 
     #[test]

@@ -48,9 +48,33 @@ fn wrong_numbers_are_refused() {
         (&["-o", "1M"], "within the disk"),
         (&["-s", "100"], "multiple of 512"),
         (&["--flush-interval", "5"], "-w"),
+        (&["--no-drain"], "--flush-interval"),
+        (&["--queues", "0"], "queues"),
+        (&["--queues", "65"], "queues"),
+        (&["-c", "3", "--queues", "4"], "queues"),
     ];
     for (args, fragment) in cases {
         run(dir.path(), ["bench", "vm.cow"].iter().chain(*args)).fails(64, fragment);
     }
     assert_eq!(content_of(dir.path()), before);
+}
+
+#[test]
+fn several_queues_do_the_work_of_one() {
+    let dir = tempdir().unwrap();
+    make(dir.path(), "vm.cow");
+    // 1 MiB: every block once.
+    let all = ["bench", "--json", "-w", "vm.cow", "-c", "256", "-d", "4", "-S", "20k", "--queues", "3"];
+    let clients = ["--flush-interval", "1", "--no-drain"];
+    assert_eq!(run(dir.path(), all.iter().chain(&clients)).json()["requests"], 256);
+    let map = run(dir.path(), ["map", "--json", "vm.cow"]).json();
+    let data: u64 = map["runs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|r| r["state"] == "data")
+        .map(|r| r["length"].as_u64().unwrap())
+        .sum();
+    assert_eq!(data, 1 << 20, "a place was left out, so that another was written twice");
+    run(dir.path(), ["check", "--data", "vm.cow"]).ok();
 }
