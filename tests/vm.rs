@@ -67,9 +67,9 @@ macro_rules! scenarios {
 // From 6.18 on the look comes later.
 scenarios! {
     old: kernel smoke life recover kills recoveries sigterm upgrade stop cycles queues copymodes features ondeath
-        errors partitions snapshots shapes filesystems names;
+        errors partitions snapshots shapes filesystems names reboot;
     new: kernel smoke life recover kills recoveries starts sigterm upgrade stop cycles queues copymodes features ondeath
-        errors partitions snapshots shapes filesystems names;
+        errors partitions snapshots shapes filesystems names reboot;
 }
 
 /// The harness sees every way to fail that we could think of.
