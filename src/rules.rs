@@ -49,6 +49,12 @@ pub enum Rule {
     SyncFirst,
     /// O1: a sealed parent is synced before a child records its root.
     SyncParent,
+    /// Without checksums: a record gets its number when its data is written.
+    DataFirst,
+    /// Without checksums: a commit ends when it is on durable record what is durable.
+    TwoBarriers,
+    /// Without checksums: a later record counts only if the kernel still runs that its data was written under.
+    SameBoot,
     /// O2: a later record counts only if its data matches its checksums.
     DataMatches,
     /// O2: a later record counts only if the lower numbers that it does not list are applied.
@@ -81,7 +87,7 @@ pub enum Rule {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 35] = [
+    pub const ALL: [Rule; 38] = [
         Rule::Reserve,
         Rule::Numbers,
         Rule::Locks,
@@ -103,6 +109,9 @@ impl Rule {
         Rule::ZeroFirst,
         Rule::SyncFirst,
         Rule::SyncParent,
+        Rule::DataFirst,
+        Rule::TwoBarriers,
+        Rule::SameBoot,
         Rule::DataMatches,
         Rule::LowerNumbers,
         Rule::DurableThere,

@@ -37,6 +37,8 @@ struct Report {
     findings: Vec<Finding>,
     findings_total: u64,
     blocks_checked: u64,
+    /// Blocks of data without checksums that were read.
+    blocks_unverified: u64,
 }
 
 #[derive(Serialize)]
@@ -80,6 +82,7 @@ fn report_of(report: &CheckReport) -> Report {
         findings: report.findings.kept().iter().map(finding).collect(),
         findings_total: report.findings.total(),
         blocks_checked: report.blocks_checked,
+        blocks_unverified: report.blocks_unverified,
     }
 }
 
@@ -120,5 +123,9 @@ fn lines(report: &CheckReport, data: bool, out: &Output) -> Result<()> {
         out.line(format!("{more} more findings"))?;
     }
     let what = if data { "blocks read and verified" } else { "blocks of metadata read and verified" };
+    if report.blocks_unverified > 0 {
+        let count = report.blocks_unverified;
+        out.line(format!("{count} blocks of data have no checksums: they were read, and may hold anything"))?;
+    }
     out.line(format!("{}: {} {what}", report.status.name(), report.blocks_checked))
 }

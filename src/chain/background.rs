@@ -37,7 +37,8 @@ impl<S: Storage> Image<S> {
         let last = self.background.last_acked.swap(acked.0, Ordering::Relaxed);
         let idle = if last == acked.0 { self.background.idle.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
         self.background.idle.store(idle, Ordering::Relaxed);
-        head.journal.commit(acked).await?;
+        // Nobody was promised that it is on record too: the next requests' records tell it.
+        head.make_durable(acked).await?;
         head.release_limbo();
         if head.pending.entries() > MAX_PENDING {
             head.journal.want_checkpoint();

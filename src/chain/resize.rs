@@ -69,7 +69,7 @@ impl<S: Storage> ImageQueue<S> {
             }
         };
         if rules::holds(Rule::DurableResize) {
-            head.journal.commit(stamp.seq).await.map_err(|e| e.at(head.path()))?;
+            head.commit(stamp.seq, async || head.write_evidence().await).await?;
         }
         image.announce_size(size);
         drop(alone);

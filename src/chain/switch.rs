@@ -306,7 +306,7 @@ impl<S: Storage> LiveSnapshot<'_, S> {
         if failed {
             old.checkpoint(Finish::Running).await?;
         }
-        old.journal.commit(old.journal.acked()).await.map_err(|e| e.at(old.path()))
+        old.commit(old.journal.acked(), async || old.write_evidence().await).await
     }
 
     /// Puts `new` in the place of the head, whose file is at `path` by now, and has that one sealed.

@@ -37,6 +37,17 @@ id_type!(
     /// One layer file's content: whoever changes what a sealed layer contains gives it a new one.
     LayerId
 );
+id_type!(
+    /// One run of a host's kernel, as the kernel names it; all zeros: unknown.
+    BootId
+);
+
+impl BootId {
+    /// True if both are known, and one: what a process completed in one is there in the other.
+    pub fn is(self, other: BootId) -> bool {
+        self == other && self != BootId::default()
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -44,5 +55,13 @@ mod tests {
     fn ids_print_like_uuids() {
         let id = super::DiskId([0xab; 16]);
         assert_eq!(id.to_string(), "abababab-abab-abab-abab-abababababab");
+    }
+
+    #[test]
+    fn an_unknown_boot_is_no_boot() {
+        let (one, other, unknown) =
+            (super::BootId([1; 16]), super::BootId([2; 16]), super::BootId::default());
+        assert!(one.is(one));
+        assert!(!one.is(other) && !one.is(unknown) && !unknown.is(unknown));
     }
 }

@@ -13,7 +13,7 @@ mod superblock;
 pub mod testing;
 
 pub use header::{HEADER_BYTES, Header, Magic};
-pub use ids::{DiskId, LayerId};
+pub use ids::{BootId, DiskId, LayerId};
 pub use node::{
     Child, INNER_CAPACITY, InnerNode, LEAF_BODY_BYTES, LEAF_CRC_BYTES, LEAF_EXTENT_BYTES, LeafExtent,
     LeafNode, MAX_EXTENT_BLOCKS, MAX_LEAF_START, MAX_ZERO_BLOCKS,
@@ -24,7 +24,7 @@ pub use record::{
 };
 pub use superblock::{
     Area, ChecksumKind, FEATURES_COMPAT, FEATURES_INCOMPAT, FEATURES_RO_COMPAT, ForeignFormat, Holder,
-    Parent, PathHints, Sealed, Superblock, TreeRoot, valid_snapshot_name,
+    INCOMPAT_NO_CHECKSUMS, Parent, PathHints, Sealed, Superblock, TreeRoot, valid_snapshot_name,
 };
 
 use crate::units::PBlock;

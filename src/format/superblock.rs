@@ -3,13 +3,15 @@
 use serde::{Deserialize, Serialize};
 
 use super::header::{HEADER_BYTES, Header, Magic, empty_block};
-use super::{DiskId, FORMAT_VERSION, LayerId, codec};
+use super::{BootId, DiskId, FORMAT_VERSION, LayerId, codec};
 use crate::error::{Error, Kind, Result};
 use crate::limits;
 use crate::units::{BLOCK, BLOCK_SIZE, PBlock, SECTOR, Seq, blocks_for};
 
+/// Data blocks have no checksums: [`ChecksumKind::None`].
+pub const INCOMPAT_NO_CHECKSUMS: u64 = 1 << 0;
 /// Incompatible features this version knows; a file with any other bit is refused.
-pub const FEATURES_INCOMPAT: u64 = 0;
+pub const FEATURES_INCOMPAT: u64 = INCOMPAT_NO_CHECKSUMS;
 /// Features without which a file may still be read; with any other bit it is opened read-only.
 pub const FEATURES_RO_COMPAT: u64 = 0;
 /// Features that may be ignored.
@@ -23,6 +25,19 @@ const SLOTS: u64 = 2;
 pub enum ChecksumKind {
     /// CRC-32 (IEEE) of each 4 KiB block, kept in the map.
     Crc32,
+    /// Not at all. What the data of a record is worth after a crash then follows from whether the kernel that it was
+    /// written under still runs (O2).
+    None {
+        /// The boot that the layer was last opened for writing in.
+        boot: BootId,
+    },
+}
+
+impl ChecksumKind {
+    /// True if each data block has a checksum in the map.
+    pub fn protects(self) -> bool {
+        self == ChecksumKind::Crc32
+    }
 }
 
 /// A run of blocks in the file.
@@ -236,6 +251,12 @@ impl Superblock {
         if self.durable < self.cut {
             return bad(format!("durable_seq {} below cut {}", self.durable.0, self.cut.0));
         }
+        if (self.incompat & INCOMPAT_NO_CHECKSUMS == 0) != self.checksums.protects() {
+            return bad(format!(
+                "checksums {:?} with incompatible features {:#x}",
+                self.checksums, self.incompat
+            ));
+        }
         self.check_places().or_else(bad)?;
         self.check_texts().or_else(bad)
     }
@@ -342,6 +363,12 @@ impl Superblock {
             sealed: None,
             holder: None,
         }
+    }
+
+    /// Takes the checksums away from the data of a layer that has none yet.
+    pub fn without_checksums(&mut self) {
+        self.incompat |= INCOMPAT_NO_CHECKSUMS;
+        self.checksums = ChecksumKind::None { boot: BootId::default() };
     }
 
     /// Blocks of the virtual disk, the last one perhaps partly outside of it.

@@ -16,6 +16,17 @@ pub enum SyncFailed {
     Poisoned(Error),
 }
 
+/// How far it is on durable record that a number is durable (R, N2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnRecord {
+    /// A durable record or superblock tells it.
+    Yes,
+    /// This record tells it, and is not durable yet.
+    In(Seq),
+    /// No record does.
+    No,
+}
+
 enum Turn {
     Durable,
     Mine(Seq),
@@ -54,6 +65,12 @@ impl<F: File> Journal<F> {
             Err(SyncFailed::Poisoned(e)) => Err(e),
             Ok(()) | Err(SyncFailed::NeedsCheckpoint(_)) => Ok(()),
         }
+    }
+
+    /// Whether recovery would find that everything up to `need` is durable. Records that change nothing do not count.
+    /// Everything up to `need` is durable.
+    pub async fn on_record(&self, need: Seq) -> Result<OnRecord> {
+        self.state.wait(|s| s.on_record(need)).await
     }
 
     /// A checkpoint's fdatasync: whatever has completed becomes durable. `cut` is its freeze.
@@ -110,6 +127,24 @@ impl<F: File> Journal<F> {
                 Ok(()) => s.checkpoints.broke_off_since(seen).map(Err),
             })
             .await
+    }
+}
+
+impl State {
+    fn on_record(&self, need: Seq) -> Option<Result<OnRecord>> {
+        let need = need.min(self.newest_change);
+        // All that was acknowledged in a head that has moved was on record by then.
+        if self.evidence >= need || self.gate == Gate::Moved {
+            return Some(Ok(OnRecord::Yes));
+        }
+        if let Err(e) = self.check_alive() {
+            return Some(Err(e));
+        }
+        match self.carried.iter().find(|(_, durable)| *durable >= need) {
+            None => Some(Ok(OnRecord::No)),
+            // Not yet settled: a commit of it would find nothing to do.
+            Some((first, _)) => (self.acked >= *first).then_some(Ok(OnRecord::In(*first))),
+        }
     }
 }
 

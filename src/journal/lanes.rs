@@ -55,6 +55,11 @@ impl<'a> Content<'a> {
     pub fn new(extents: &'a [RecordExtent], crcs: &'a [u32]) -> Content<'a> {
         Content { extents, crcs, resize: None }
     }
+
+    /// True without any change.
+    pub fn is_unchanging(&self) -> bool {
+        self.extents.is_empty() && self.resize.is_none()
+    }
 }
 
 /// A record with a number: it must now be written, or the layer poisoned (W1).
@@ -182,7 +187,8 @@ impl Lanes {
         if s.poisoned.is_some() {
             return Err(NotFormed::Poisoned);
         }
-        if s.gate == Gate::Held {
+        // What changes nothing is no part of what a snapshot shows; its last commit may need it (N2).
+        if s.gate == Gate::Held && !content.is_unchanging() {
             return Err(NotFormed::Held);
         }
         if s.unsettled.len() >= MAX_UNSETTLED {
@@ -204,6 +210,9 @@ impl Lanes {
             s.sync.rewrites[s.sync.phase] += 1;
         }
         s.next = seq.next();
+        if !content.is_unchanging() {
+            s.newest_change = seq;
+        }
         s.unsettled.push(seq);
         if s.carried.back().map(|c| c.1) != Some(s.durable) {
             s.carried.push_back((seq, s.durable));

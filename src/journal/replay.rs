@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 use crate::format::{
-    Area, JOURNAL_HEADER_BYTES, JournalBlock, Place, Record, RecordExtent, Salt, decode_records,
+    Area, BootId, ChecksumKind, JOURNAL_HEADER_BYTES, JournalBlock, Place, Record, RecordExtent, Salt,
+    Superblock, decode_records,
 };
 use crate::limits::MAX_UNSETTLED;
 use crate::rules::{self, Rule};
@@ -30,7 +31,7 @@ pub struct Scan {
 /// # Errors
 /// `Corrupt` if a block proves that a newer superblock has existed; `Io` if the ring cannot be read (O3: that is not
 /// a mismatch).
-pub async fn scan<F: File>(file: &F, ring: Area, sb: &crate::format::Superblock) -> Result<Scan> {
+pub async fn scan<F: File>(file: &F, ring: Area, sb: &Superblock) -> Result<Scan> {
     let salt = Salt::new(sb.layer, sb.epoch);
     let mut found = Scan { durable: sb.durable, high_water: sb.high_water, ..Scan::default() };
     let buf = IoBuf::zeroed(CHUNK_BLOCKS.min(ring.blocks.max(1)) as usize * BLOCK_SIZE);
@@ -56,13 +57,7 @@ pub async fn scan<F: File>(file: &F, ring: Area, sb: &crate::format::Superblock)
     Ok(found)
 }
 
-fn scan_block(
-    block: &[u8],
-    at: PBlock,
-    sb: &crate::format::Superblock,
-    salt: Salt,
-    found: &mut Scan,
-) -> Result<()> {
+fn scan_block(block: &[u8], at: PBlock, sb: &Superblock, salt: Salt, found: &mut Scan) -> Result<()> {
     // A block without a valid header was never written, or its first write is torn: nothing in it was flushed.
     let Ok(header) = JournalBlock::decode(block, at) else { return Ok(()) };
     if header.layer != sb.layer {
@@ -117,9 +112,33 @@ pub struct Replay {
     pub newest: Seq,
 }
 
+/// What the data of a record is worth of which it is not known that it was durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Later {
+    /// Its checksums tell.
+    Verify,
+    /// It was there before the record (DataFirst), and the kernel that has it runs.
+    Keep,
+    /// Nobody knows.
+    Drop,
+}
+
+impl Later {
+    /// For the layer `sb` in a file with this inode number, under this kernel (SameBoot). A copy was read while nobody
+    /// knows what was being written.
+    pub fn of(sb: &Superblock, inode: u64, boot: BootId) -> Later {
+        match sb.checksums {
+            ChecksumKind::Crc32 => Later::Verify,
+            ChecksumKind::None { boot: then } if then.is(boot) && sb.inode == inode => Later::Keep,
+            ChecksumKind::None { .. } if rules::holds(Rule::SameBoot) => Later::Drop,
+            ChecksumKind::None { .. } => Later::Keep,
+        }
+    }
+}
+
 /// Decides which records count. Those up to `durable` must all be there and are taken as they are; a later one is
-/// taken if its data matches its checksums and every lower number that it does not list as unsettled is taken.
-pub async fn replay<F: File>(file: &F, cut: Seq, scan: Scan) -> Result<Replay> {
+/// taken if its data is there, as `later` tells, and every lower number that it does not list as unsettled is taken.
+pub async fn replay<F: File>(file: &F, cut: Seq, scan: Scan, later: Later) -> Result<Replay> {
     let mut result = Replay { newest: cut, ..Replay::default() };
     // Numbers above the cut that are not applied; past MAX_UNSETTLED of them no record can list them all.
     let mut missing: Vec<Seq> = Vec::new();
@@ -135,7 +154,13 @@ pub async fn replay<F: File>(file: &F, cut: Seq, scan: Scan) -> Result<Replay> {
         missing.extend((0..gap).map(|i| Seq(next.0 + i)));
         next = seq.next();
         result.newest = seq;
-        let good = seq <= scan.durable || (allows(&record, &missing) && data_matches(file, &record).await?);
+        let good = seq <= scan.durable
+            || allows(&record, &missing)
+                && match later {
+                    Later::Verify => data_matches(file, &record).await?,
+                    Later::Keep => true,
+                    Later::Drop => false,
+                };
         if good {
             result.apply.push(record);
         } else {

@@ -54,6 +54,8 @@ pub(super) struct State {
     /// For each value of `durable` that records carry, the first record that does.
     pub(super) carried: VecDeque<(Seq, Seq)>,
     pub(super) evidence: Seq,
+    /// The newest record that changes anything.
+    pub(super) newest_change: Seq,
     pub(super) poisoned: Option<String>,
     pub(super) gate: Gate,
     pub(super) checkpoint_wanted: bool,
@@ -205,6 +207,7 @@ impl<F> Journal<F> {
             sync: SyncState::default(),
             carried: VecDeque::new(),
             evidence: start.cut,
+            newest_change: start.cut,
             poisoned: None,
             gate: Gate::Open,
             checkpoint_wanted: false,
@@ -291,6 +294,11 @@ impl<F> Journal<F> {
     /// # Errors
     /// The ring is full, and the checkpoint that would free it broke off: why.
     pub async fn room(&self) -> Result<()> {
+        self.room_for(false).await
+    }
+
+    /// As [`Journal::room`]; `unchanging`: for a record that changes nothing, which a snapshot does not hold back.
+    pub async fn room_for(&self, unchanging: bool) -> Result<()> {
         let (stuck, seen) = self.state.with(|s| (s.ring.is_stuck(), s.checkpoints.begun));
         if stuck {
             self.want_checkpoint();
@@ -300,7 +308,7 @@ impl<F> Journal<F> {
                 if s.poisoned.is_some() || s.gate == Gate::Moved {
                     return Some(Ok(()));
                 }
-                if s.gate == Gate::Held {
+                if s.gate == Gate::Held && !unchanging {
                     return None;
                 }
                 if !s.ring.free.is_empty() && s.unsettled.len() < crate::limits::MAX_UNSETTLED {

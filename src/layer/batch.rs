@@ -32,6 +32,8 @@ pub enum WriteItem {
     Zero(VBlock, u32),
     /// Another size of the disk.
     Resize(Resize),
+    /// No change: the record tells what is durable (R).
+    Evidence,
 }
 
 impl WriteItem {
@@ -39,7 +41,7 @@ impl WriteItem {
     pub fn data_blocks(&self) -> usize {
         match self {
             WriteItem::Data(_, buf) => buf.len() / BLOCK_SIZE,
-            WriteItem::Zero(..) | WriteItem::Resize(_) => 0,
+            WriteItem::Zero(..) | WriteItem::Resize(_) | WriteItem::Evidence => 0,
         }
     }
 
@@ -116,8 +118,8 @@ impl Batch {
         self.freed.clear();
     }
 
-    /// Gives every data block a place in the reserved runs, and computes the checksums.
-    fn place(&mut self) {
+    /// Gives every data block a place in the reserved runs, and computes the checksums; without `checksums` they are 0.
+    fn place(&mut self, checksums: bool) {
         let Batch { items, runs, extents, crcs, resize, writes, spare, .. } = self;
         let mut runs = runs.iter().copied();
         let mut run = BlockRun { first: PBlock(0), blocks: 0 };
@@ -131,6 +133,7 @@ impl Batch {
                     *resize = Some(*to);
                     continue;
                 }
+                WriteItem::Evidence => continue,
                 WriteItem::Data(vblock, buf) => (*vblock, buf),
             };
             let mut at = 0;
@@ -144,9 +147,10 @@ impl Batch {
                 let blocks = run.blocks.min(((buf.len() - at) / BLOCK_SIZE) as u64);
                 let bytes = blocks as usize * BLOCK_SIZE;
                 extents.push(RecordExtent { vblock, place: Place::Data(run.first), blocks: blocks as u32 });
-                for i in 0..blocks as usize {
-                    crcs.push(buf.slice(at + i * BLOCK_SIZE..at + (i + 1) * BLOCK_SIZE).crc32(0));
-                }
+                crcs.extend((0..blocks as usize).map(|i| match checksums {
+                    true => buf.slice(at + i * BLOCK_SIZE..at + (i + 1) * BLOCK_SIZE).crc32(0),
+                    false => 0,
+                }));
                 if let Some((_, vecs)) = writes.last_mut() {
                     vecs.push(buf.slice(at..at + bytes));
                 }
@@ -166,6 +170,28 @@ pub enum Written {
     /// A snapshot has put another head in this one's place. The batch is to be written there, whole: what this head may
     /// have of it was not acknowledged.
     Moved,
+}
+
+/// The writes of a batch's data.
+type FlyingData<S> = SmallVec<[Flying<S>; 4]>;
+
+/// Waits for all of them.
+async fn finish_data<F: File>(
+    file: &F,
+    batch: &mut Batch,
+    flying: SmallVec<[(PBlock, usize, F::Op); 4]>,
+) -> Result<()> {
+    let mut result = Ok(());
+    for (pblock, len, op) in flying {
+        let (written, mut vecs) = finish_write(file, op, len, pblock.pos()).await;
+        // The requests' buffers are theirs again from here on.
+        vecs.clear();
+        batch.spare.push(vecs);
+        if let Err(e) = written {
+            result = Err(Error::io("write data", e).offset(pblock.pos()));
+        }
+    }
+    result
 }
 
 /// What became of a record.
@@ -232,7 +258,13 @@ impl<S: Storage> Head<S> {
             batch.runs.drain(..).for_each(|run| self.space.give_back(run));
             return Ok(Recorded::TooManyRuns);
         }
-        batch.place();
+        batch.place(self.reader.checksums);
+        if !self.reader.checksums && rules::holds(Rule::DataFirst) {
+            // Nothing else would tell after a crash whether the data of the record is there. If it could not be written,
+            // its blocks rest until the next open, since the write may still arrive.
+            let flying = self.start_data(batch);
+            finish_data(&self.reader.file, batch, flying).await.map_err(|e| e.at(self.path()))?;
+        }
         let vecs = batch.spare.pop().unwrap_or_default();
         let formed = match self.form(queue, batch, vecs).await {
             Ok(Some(formed)) => formed,
@@ -328,8 +360,8 @@ impl<S: Storage> Head<S> {
 
     /// Puts the record into the journal, waiting for room. `None`: it belongs to another head.
     async fn form(&self, queue: &QueueSpace, batch: &Batch, mut vecs: IoVecs) -> Result<Option<Formed>> {
+        let content = Content { extents: &batch.extents, crcs: &batch.crcs, resize: batch.resize };
         loop {
-            let content = Content { extents: &batch.extents, crcs: &batch.crcs, resize: batch.resize };
             match self.journal.form(&mut queue.lanes.borrow_mut(), content, vecs) {
                 Ok(formed) => return Ok(Some(formed)),
                 Err((NotFormed::Moved, _)) => return Ok(None),
@@ -339,11 +371,20 @@ impl<S: Storage> Head<S> {
                 }
                 Err((NotFormed::RingFull | NotFormed::TooMany | NotFormed::Held, back)) => vecs = back,
             }
-            self.journal.room().await?;
+            self.journal.room_for(content.is_unchanging()).await?;
         }
     }
 
-    /// Data and record, in parallel, without an order between them.
+    fn start_data(&self, batch: &mut Batch) -> FlyingData<S> {
+        let file = &self.reader.file;
+        let start = |(pblock, vecs): (PBlock, IoVecs)| {
+            let len = vecs.len();
+            (pblock, len, file.write(vecs, pblock.pos()))
+        };
+        batch.writes.drain(..).map(start).collect()
+    }
+
+    /// Data, unless it is written already, and record, in parallel, without an order between them.
     async fn move_bytes(
         &self,
         queue: &QueueSpace,
@@ -351,23 +392,10 @@ impl<S: Storage> Head<S> {
         mut formed: Formed,
     ) -> ((Seq, crate::map::Slot), Result<()>) {
         let file = &self.reader.file;
-        let mut ops: SmallVec<[Flying<S>; 4]> = SmallVec::new();
-        for (pblock, vecs) in batch.writes.drain(..) {
-            let len = vecs.len();
-            ops.push((pblock, len, file.write(vecs, pblock.pos())));
-        }
+        let flying = self.start_data(batch);
         let address = formed.address.pos();
         let journal = file.write(std::mem::take(&mut formed.vecs), address);
-        let mut result = Ok(());
-        for (pblock, len, op) in ops {
-            let (written, mut vecs) = finish_write(file, op, len, pblock.pos()).await;
-            // The requests' buffers are theirs again from here on.
-            vecs.clear();
-            batch.spare.push(vecs);
-            if let Err(e) = written {
-                result = Err(Error::io("write data", e).offset(pblock.pos()));
-            }
-        }
+        let mut result = finish_data(file, batch, flying).await;
         let (recorded, mut vecs) = finish_write(file, journal, BLOCK_SIZE, address).await;
         vecs.clear();
         batch.spare.push(vecs);

@@ -19,6 +19,8 @@ pub struct NewLayer {
     pub sector_size: u32,
     /// Bytes of the journal ring.
     pub journal: u64,
+    /// Each data block has a checksum.
+    pub checksums: bool,
     /// What it stands on.
     pub parent: Parent,
     /// Permission bits of the file.
@@ -35,6 +37,7 @@ impl NewLayer {
             virtual_size,
             sector_size: 512,
             journal: limits::DEFAULT_JOURNAL_BYTES,
+            checksums: true,
             parent: Parent::None,
             mode: 0o600,
             owner: None,
@@ -76,6 +79,9 @@ async fn fill<S: Storage>(storage: &S, file: &S::File, new: &NewLayer) -> Result
         None => DiskId(random_id(storage)?),
     };
     let mut sb = Superblock::new_layer(layer, disk, new.virtual_size, new.sector_size, new.journal);
+    if !new.checksums {
+        sb.without_checksums();
+    }
     sb.parent = new.parent.clone();
     sb.created_ns = storage.now_ns();
     sb.inode = file.meta().map_err(|e| Error::io("stat", e))?.id.ino;

@@ -3,6 +3,7 @@
 mod batch;
 mod below;
 mod checkpoint;
+mod commit;
 mod create;
 mod head;
 mod open;

@@ -9,8 +9,8 @@ use super::head::Head;
 use super::reader::{Caches, LayerReader};
 use super::slots::{Slots, read_slots, write_slot};
 use crate::error::{Error, Kind, Result};
-use crate::format::{Holder, LayerId, Parent, Place, Superblock};
-use crate::journal::{Journal, JournalStart, LeftOut, Replay, Scan, replay, scan};
+use crate::format::{ChecksumKind, Holder, LayerId, Parent, Place, Superblock};
+use crate::journal::{Journal, JournalStart, Later, LeftOut, Replay, Scan, replay, scan};
 use crate::limits;
 use crate::map::{LayerTag, PendingMap, Slot};
 use crate::rules::{self, Rule};
@@ -158,9 +158,11 @@ pub async fn recover_head<S: Storage>(
 ) -> Result<(Head<S>, Recovery)> {
     let LockedLayer { file, sb, both_valid, space, readers, is_parent } = locked;
     let clean = both_valid && sb.holder.is_none();
+    let meta = file.meta().map_err(|e| Error::io("stat", e).at(path))?;
+    let later = Later::of(&sb, meta.id.ino, storage.boot_id());
     let (scan, replay) = match clean {
         true => (None, Replay { newest: sb.cut, ..Replay::default() }),
-        false => read_journal(&file, &sb, path).await?,
+        false => read_journal(&file, &sb, later, path).await?,
     };
     let recovery = Recovery {
         needed: !clean,
@@ -168,7 +170,6 @@ pub async fn recover_head<S: Storage>(
         left_out: replay.left_out,
         torn_slot: !both_valid,
     };
-    let meta = file.meta().map_err(|e| Error::io("stat", e).at(path))?;
     let scan = scan.filter(|_| rules::holds(Rule::AboveRecords));
     let top = scan.map_or(sb.high_water, |s: Scan| s.high_water.max(sb.high_water));
     let reader = Arc::new(LayerReader::new(path, file.clone(), tag, &sb, caches));
@@ -212,7 +213,9 @@ pub async fn open_read_only<S: Storage>(
     let pending = PendingMap::default();
     let mut recovery = Recovery { torn_slot: !both_valid, ..Recovery::default() };
     if sb.ring().is_some() && (sb.holder.is_some() || !both_valid) {
-        let (_, replay) = read_journal(&file, &sb, path).await?;
+        let inode = file.meta().map_err(|e| Error::io("stat", e).at(path))?.id.ino;
+        let later = Later::of(&sb, inode, storage.boot_id());
+        let (_, replay) = read_journal(&file, &sb, later, path).await?;
         install(&pending, &replay.apply);
         recovery.needed = true;
         recovery.applied = replay.apply.len();
@@ -292,11 +295,16 @@ fn writable(sb: &Superblock, path: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn read_journal<F: File>(file: &F, sb: &Superblock, path: &Path) -> Result<(Option<Scan>, Replay)> {
+async fn read_journal<F: File>(
+    file: &F,
+    sb: &Superblock,
+    later: Later,
+    path: &Path,
+) -> Result<(Option<Scan>, Replay)> {
     let Some(ring) = sb.ring() else { return Ok((None, Replay { newest: sb.cut, ..Replay::default() })) };
     let found = scan(file, ring, sb).await.map_err(|e| e.at(path))?;
     let kept = Scan { high_water: found.high_water, durable: found.durable, ..Scan::default() };
-    let replay = replay(file, sb.cut, found).await.map_err(|e| e.at(path))?;
+    let replay = replay(file, sb.cut, found, later).await.map_err(|e| e.at(path))?;
     Ok((Some(kept), replay))
 }
 
@@ -338,6 +346,9 @@ fn next_opening<S: Storage>(
     let mut next = sb.clone();
     next.epoch += 1;
     next.holder = Some(me);
+    if let ChecksumKind::None { boot } = &mut next.checksums {
+        *boot = storage.boot_id();
+    }
     if sb.inode != inode {
         next.inode = inode;
         if !is_parent {

@@ -39,6 +39,8 @@ pub struct LayerReader<F> {
     pub tree: Tree<F>,
     /// Its place in the chain.
     pub tag: LayerTag,
+    /// Its map has a checksum of each data block.
+    pub checksums: bool,
     root: Mutex<TreeRoot>,
 }
 
@@ -46,7 +48,8 @@ impl<F: File> LayerReader<F> {
     /// For the open `file`, whose superblock is `sb`.
     pub fn new(path: &Path, file: F, tag: LayerTag, sb: &Superblock, caches: &Caches) -> LayerReader<F> {
         let tree = Tree::new(file.clone(), tag, caches.nodes.clone());
-        LayerReader { path: path.to_path_buf(), file, tree, tag, root: Mutex::new(sb.root) }
+        let checksums = sb.checksums.protects();
+        LayerReader { path: path.to_path_buf(), file, tree, tag, checksums, root: Mutex::new(sb.root) }
     }
 
     /// The root in force.

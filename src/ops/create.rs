@@ -39,6 +39,8 @@ pub struct CreateOptions {
     pub sector_size: Option<u32>,
     /// Bytes of the journal; `None`: the default.
     pub journal: Option<u64>,
+    /// Data has no checksums.
+    pub no_checksums: bool,
     /// Replace a file of that name, unless it is in use.
     pub force: bool,
 }
@@ -150,7 +152,15 @@ async fn describe<S: Storage>(
     check_numbers(size, sector_size, journal)?;
     let is_layer = matches!(base.parent, Parent::Layer { .. });
     let border = base.size.filter(|end| is_layer && *end < size && !end.is_multiple_of(BLOCK));
-    let new = NewLayer { sector_size, journal, parent: base.parent, mode: MODE, ..NewLayer::empty(size) };
+    let checksums = !options.no_checksums;
+    let new = NewLayer {
+        sector_size,
+        journal,
+        checksums,
+        parent: base.parent,
+        mode: MODE,
+        ..NewLayer::empty(size)
+    };
     Ok((new, border))
 }
 

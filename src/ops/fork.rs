@@ -22,8 +22,10 @@ pub async fn fork<S: Storage>(
     new: &[PathBuf],
     size: Option<u64>,
 ) -> Result<Vec<(PathBuf, Superblock)>> {
-    let options =
-        CreateOptions { size, base: Some((parent.to_owned(), BaseFormat::Cow)), ..CreateOptions::default() };
+    // What its owner wanted of the disk is what is wanted of its forks.
+    let no_checksums = !read_superblock(storage, parent).await?.checksums.protects();
+    let base = Some((parent.to_owned(), BaseFormat::Cow));
+    let options = CreateOptions { size, base, no_checksums, ..CreateOptions::default() };
     let mut made = Vec::with_capacity(new.len());
     for path in new {
         match create(storage, path, &options).await {

@@ -26,7 +26,8 @@ pub struct LayerInfo {
 impl LayerInfo {
     /// Names of the features that the layer has.
     pub fn features(&self) -> Vec<String> {
-        let mut names = vec!["crc32".to_owned()];
+        let data = if self.sb.checksums.protects() { "crc32" } else { "no_data_checksums" };
+        let mut names = vec![data.to_owned()];
         let sets = [
             ("compat", self.sb.compat, FEATURES_COMPAT),
             ("ro_compat", self.sb.ro_compat, FEATURES_RO_COMPAT),

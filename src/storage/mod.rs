@@ -28,6 +28,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::format::BootId;
 
 /// What an operation gives back: its result and, for writes, the buffer list for the next use.
 #[derive(Debug)]
@@ -165,6 +166,8 @@ pub trait Storage: Clone + std::fmt::Debug + Send + Sync + 'static {
     fn pause(&self, duration: std::time::Duration) -> impl Future<Output = ()>;
     /// Nanoseconds since 1970.
     fn now_ns(&self) -> i64;
+    /// Which run of the kernel this is; all zeros if that cannot be told.
+    fn boot_id(&self) -> BootId;
     /// Fills `bytes` from the system's random source.
     fn random(&self, bytes: &mut [u8]) -> io::Result<()>;
 }

@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 use io_uring::{opcode, types};
 
 use super::{Done, File, FileId, FileKind, IoBuf, IoVecs, Lock, Meta, OpenHow, Storage};
+use crate::format::BootId;
 use crate::runtime::{self, Op, Payload};
 
 /// The host's file systems through io_uring. Operations run on the ring of the thread that starts them.
@@ -296,9 +297,28 @@ impl Storage for Uring {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
     }
+    fn boot_id(&self) -> BootId {
+        let text = fs::read_to_string(BOOT_ID).unwrap_or_default();
+        boot_id_of(text.trim_end()).unwrap_or_default()
+    }
     fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
         getrandom::fill(bytes).map_err(io::Error::other)
     }
+}
+
+/// Where the kernel names its run: a UUID.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+fn boot_id_of(uuid: &str) -> Option<BootId> {
+    let digits: Vec<u8> = uuid.bytes().filter(|b| *b != b'-').collect();
+    let mut id = [0; 16];
+    if digits.len() != 2 * id.len() {
+        return None;
+    }
+    for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(BootId(id))
 }
 
 /// Makes a directory that only its owner may enter, if it is not there.

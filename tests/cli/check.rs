@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use cowdisk::format::{LeafExtent, LeafNode, Place};
+use cowdisk::format::{BootId, ChecksumKind, LeafExtent, LeafNode, Place};
 use cowdisk::units::{PBlock, VBlock};
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 
 use crate::image::{
-    AREA, BLOCK, Change, End, change, find_block, make, overwrite, patch_superblock, plant, superblock,
+    AREA, BLOCK, Change, End, change, find_block, make, overwrite, patch_superblock, plant, read_disk,
+    superblock,
 };
 use crate::run::{content_of, cowdisk, keys, run};
 
@@ -42,8 +43,52 @@ fn a_closed_image_is_clean() {
     let (dir, _) = image();
     let (code, report) = check(dir.path(), &["vm.cow", "--data"]);
     assert_eq!(code, 0);
-    assert_eq!(keys(&report), ["blocks_checked", "findings", "findings_total", "status"]);
+    assert_eq!(
+        keys(&report),
+        ["blocks_checked", "blocks_unverified", "findings", "findings_total", "status"]
+    );
     assert_eq!((&report["status"], &report["blocks_checked"]), (&"clean".into(), &(2 + 1 + 14).into()));
+    assert_eq!(report["blocks_unverified"], 0);
+}
+
+#[test]
+fn data_without_checksums_is_read_and_not_called_verified() {
+    let dir = tempdir().unwrap();
+    run(dir.path(), ["create", "vm.cow", "--size", "1M", "--checksums", "none"]).ok();
+    let path = dir.path().join("vm.cow");
+    change(&path, &[Change::Write(0, 10, 1), Change::Write(100, 4, 2)], End::Closed);
+    overwrite(&path, find_block(&path, 1) + 9, b"x");
+    let (code, report) = check(dir.path(), &["vm.cow", "--data"]);
+    assert_eq!((code, &report["status"]), (0, &"clean".into()));
+    assert_eq!((&report["blocks_checked"], &report["blocks_unverified"]), (&(2 + 1).into(), &14.into()));
+    let ran = run(dir.path(), ["check", "vm.cow", "--data"]);
+    let said = ran.ok();
+    assert!(said.contains("14 blocks of data have no checksums"), "{said}");
+    // What the file does not have is found all the same.
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(superblock(&path).block_area.pos()).unwrap();
+    let (code, codes) = found(dir.path(), &["vm.cow", "--data"]);
+    assert_eq!(code, 2, "{codes:?}");
+}
+
+/// As after a power loss: the kernel that the data was written under does not run any more.
+#[test]
+fn records_without_checksums_that_were_not_flushed_do_not_count_under_another_kernel() {
+    let dir = tempdir().unwrap();
+    run(dir.path(), ["create", "vm.cow", "--size", "1M", "--checksums", "none"]).ok();
+    let path = dir.path().join("vm.cow");
+    change(&path, &[Change::Write(0, 1, 1), Change::Write(2, 1, 2)], End::Dropped);
+    assert_eq!(found(dir.path(), &["vm.cow"]), (3, vec!["journal_replay".into()]));
+    let shown = |block: usize| read_disk(&path)[block * 4096 + 5];
+    assert_eq!((shown(0), shown(2)), (1, 2));
+    patch_superblock(&path, |sb| sb.checksums = ChecksumKind::None { boot: BootId([7; 16]) });
+    let (code, report) = check(dir.path(), &["vm.cow"]);
+    assert_eq!(code, 3);
+    let left_out: Vec<&Value> =
+        report["findings"].as_array().unwrap().iter().filter(|f| f["code"] == "journal_left_out").collect();
+    assert_eq!(left_out.len(), 2, "{report}");
+    assert!(left_out[0]["message"].as_str().unwrap().contains("before the host went down"));
+    assert_eq!((shown(0), shown(2)), (0, 0));
 }
 
 #[test]

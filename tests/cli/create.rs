@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use tempfile::tempdir;
 
-use crate::image::{Change, End, change, make, superblock};
+use crate::image::{Change, End, change, make, read_disk, superblock};
 use crate::run::{content_of, cowdisk, finish, keys, run};
 
 #[test]
@@ -88,7 +88,7 @@ fn wrong_arguments_are_refused_and_nothing_is_made() {
         (&["create", "a.cow", "--size", "1M", "--journal-size", "2G"], 64, "between 256k and 1G"),
         (&["create", "a.cow", "--size", "1M", "--journal-size", "262656"], 64, "multiple of 4096"),
         (&["create", "a.cow", "--size", "1M", "--base-format", "raw"], 64, "--base"),
-        (&["create", "a.cow", "--size", "1M", "--checksums", "none"], 1, "not yet"),
+        (&["create", "a.cow", "--size", "1M", "--checksums", "crc32"], 64, "crc32"),
         (&["create", "a.cow", "--base", "base.raw", "--base-format", "qcow2"], 1, "not yet"),
         (&["create", "a.cow", "--base", "empty.raw", "--base-format", "raw"], 64, "between"),
         (&["create", "a.cow", "--base", "none.raw", "--base-format", "raw"], 1, "none.raw"),
@@ -160,4 +160,30 @@ fn superblock_holder(path: &std::path::Path) -> Option<u32> {
     let decoded =
         slots.filter_map(|(b, i)| cowdisk::format::Superblock::decode(b, cowdisk::units::PBlock(i)).ok());
     decoded.max_by_key(|sb| sb.generation)?.holder.map(|h| h.pid)
+}
+
+#[test]
+fn a_disk_without_checksums_says_so_and_its_snapshots_and_forks_are_the_same() {
+    let dir = tempdir().unwrap();
+    run(dir.path(), ["create", "vm.cow", "--size", "1M", "--checksums", "none"]).ok();
+    let path = dir.path().join("vm.cow");
+    change(&path, &[Change::Write(0, 3, 1), Change::Discard(1, 1)], End::Closed);
+    run(dir.path(), ["snapshot", "vm.cow@s1"]).ok();
+    run(dir.path(), ["fork", "vm.cow@s1", "fork.cow"]).ok();
+    run(dir.path(), ["rollback", "vm.cow@s1"]).ok();
+    // One on it may have them: each layer says what it has.
+    run(dir.path(), ["create", "over.cow", "--base", "vm@s1.cow"]).ok();
+    for (name, feature) in [
+        ("vm.cow", "no_data_checksums"),
+        ("vm@s1.cow", "no_data_checksums"),
+        ("fork.cow", "no_data_checksums"),
+        ("over.cow", "crc32"),
+    ] {
+        let info = run(dir.path(), ["info", "--json", name]).json();
+        assert_eq!(info["features"], serde_json::json!([feature]), "{name}");
+    }
+    change(&dir.path().join("over.cow"), &[Change::Write(2, 1, 9)], End::Killed);
+    let shown = read_disk(&dir.path().join("over.cow"));
+    let blocks: Vec<u8> = shown.chunks(4096).take(4).map(|block| block[77]).collect();
+    assert_eq!(blocks, [1, 0, 9, 0]);
 }

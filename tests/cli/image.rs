@@ -43,6 +43,8 @@ pub(crate) enum End {
     Closed,
     /// As after the death of the process.
     Killed,
+    /// So too, with nothing flushed.
+    Dropped,
 }
 
 /// Changes the disk `path`.
@@ -75,11 +77,11 @@ pub(crate) fn change(path: &Path, changes: &[Change], end: End) {
         if end == End::Closed {
             queue.close();
             image.close().await.unwrap();
-        } else {
+        } else if end == End::Killed {
             queue.flush().await.unwrap();
         }
     });
-    if end == End::Killed {
+    if end != End::Closed {
         leave_as_dead(&real);
     }
 }

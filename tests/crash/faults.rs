@@ -18,15 +18,15 @@ use crate::oracle::{History, SECTOR};
 use crate::sequences::{random_op, share};
 use crate::world::{Op, Setup, World, make};
 
-const SETUP: Setup = Setup { sectors: 64, base: 30 };
+pub const SETUP: Setup = Setup::new(64, 30);
 
 /// Opens the image, runs random requests on two queues and closes it, with `faults` in force all the time. Judges
 /// crashes on the way and at the end, and gives the number of operations that failed.
-pub fn run(seed: u64, faults: Faults, every: u64, counts: &Counts) -> u64 {
-    let disk = make(SETUP);
-    let history = SETUP.history();
+pub fn run(setup: Setup, seed: u64, faults: Faults, every: u64, counts: &Counts) -> u64 {
+    let disk = make(setup);
+    let history = setup.history();
     let effort = Effort { variants: 1, every, recrash: 0 };
-    let mut explorer = Explorer::new(&disk, seed, effort, SETUP, history.clone(), counts);
+    let mut explorer = Explorer::new(&disk, seed, effort, setup, history.clone(), counts);
     explorer.note = format!("{faults:?}");
     disk.set_faults(faults);
     let executor = Executor::new(&disk, seed);
@@ -40,7 +40,7 @@ pub fn run(seed: u64, faults: Faults, every: u64, counts: &Counts) -> u64 {
                 let (world, mut rng) = (world.clone(), Rng::new(seed * 8 + task as u64));
                 spawn(async move {
                     for _ in 0..8 {
-                        world.run(task, random_op(&mut rng, SETUP)).await;
+                        world.run(task, random_op(&mut rng, setup)).await;
                     }
                     world.run(task, Op::Flush).await;
                 })
@@ -104,7 +104,7 @@ const KINDS: [FaultKind; 6] = [
 ];
 
 /// Every n of share `k` of `n`, once and for ever, until a run is clean.
-fn sweep(k: usize, n: usize, counts: &Counts) -> (u64, u64) {
+pub fn sweep(setup: Setup, k: usize, n: usize, counts: &Counts) -> (u64, u64) {
     let (runs, hits) = (AtomicU64::new(0), AtomicU64::new(0));
     // An operation interrupted for ever never ends.
     let ways = KINDS.into_iter().flat_map(|kind| [(kind, false), (kind, true)]);
@@ -118,7 +118,7 @@ fn sweep(k: usize, n: usize, counts: &Counts) -> (u64, u64) {
             let (kind, sticky) = ways[way];
             for at in (1 + k as u64..).step_by(n) {
                 let seed = mix(way as u64, at) >> 40;
-                let hit = run(seed, fault(at, kind, sticky, None), 7, counts);
+                let hit = run(setup, seed, fault(at, kind, sticky, None), 7, counts);
                 runs.fetch_add(1, Ordering::Relaxed);
                 hits.fetch_add(hit, Ordering::Relaxed);
                 if hit == 0 {
@@ -134,7 +134,7 @@ fn sweep(k: usize, n: usize, counts: &Counts) -> (u64, u64) {
 /// A run on a host with so many free blocks.
 pub fn run_on_full_host(seed: u64, free: u64, every: u64, counts: &Counts) {
     let budget = Some(make(SETUP).allocated() + free * 4096);
-    run(seed, Faults { fail: None, budget }, every, counts);
+    run(SETUP, seed, Faults { fail: None, budget }, every, counts);
 }
 
 /// The data of a record that counts cannot be read when the image is opened after the death of its process: the open is
@@ -195,8 +195,8 @@ fn killed(seed: u64, counts: &Counts) -> (SimDisk, Rc<RefCell<History>>) {
 }
 
 /// Every number of free blocks of the host, from none to enough.
-fn fill(k: usize, n: usize, counts: &Counts) -> u64 {
-    let disk = make(SETUP);
+pub fn fill(setup: Setup, k: usize, n: usize, counts: &Counts) -> u64 {
+    let disk = make(setup);
     let used = disk.allocated();
     let runs = AtomicU64::new(0);
     // The whole run takes less than 2 MiB.
@@ -205,14 +205,15 @@ fn fill(k: usize, n: usize, counts: &Counts) -> u64 {
         || false,
         |i| {
             let free = (i * n + k) as u64;
-            run(mix(free, 5) >> 40, Faults { fail: None, budget: Some(used + free * 4096) }, 7, counts);
+            let faults = Faults { fail: None, budget: Some(used + free * 4096) };
+            run(setup, mix(free, 5) >> 40, faults, 7, counts);
             runs.fetch_add(1, Ordering::Relaxed);
         },
     );
     runs.into_inner()
 }
 
-fn report(what: &str, runs: u64, hits: u64, counts: &Counts) {
+pub fn report(what: &str, runs: u64, hits: u64, counts: &Counts) {
     counts.report(what);
     println!("faults: {what}: {runs} runs, {hits} operations failed, no violation");
 }
@@ -221,7 +222,7 @@ fn report(what: &str, runs: u64, hits: u64, counts: &Counts) {
 fn a_share_of_the_operations_fail_once_and_for_ever() {
     let counts = Counts::default();
     let (k, n) = share(16);
-    let (runs, hits) = sweep(k, n, &counts);
+    let (runs, hits) = sweep(SETUP, k, n, &counts);
     report(&format!("failing operations, share {k} of {n}"), runs, hits, &counts);
 }
 
@@ -229,7 +230,7 @@ fn a_share_of_the_operations_fail_once_and_for_ever() {
 fn a_full_host_harms_nothing() {
     let counts = Counts::default();
     let (k, n) = share(16);
-    let runs = fill(k, n, &counts);
+    let runs = fill(SETUP, k, n, &counts);
     report(&format!("full host, share {k} of {n}"), runs, 0, &counts);
 }
 
@@ -238,9 +239,9 @@ fn a_full_host_harms_nothing() {
 #[ignore = "takes minutes; run by the command in the README"]
 fn every_operation_fails_once_and_for_ever_at_every_free_byte() {
     let counts = Counts::default();
-    let (runs, hits) = sweep(0, 1, &counts);
+    let (runs, hits) = sweep(SETUP, 0, 1, &counts);
     report("failing operations", runs, hits, &counts);
-    let runs = fill(0, 1, &counts);
+    let runs = fill(SETUP, 0, 1, &counts);
     report("full host", runs, 0, &counts);
 }
 
@@ -269,7 +270,7 @@ fn a_failed_sync_poisons_writes_and_leaves_reads() {
 
 #[test]
 fn enospc_reaches_the_guest_and_space_comes_back() {
-    let setup = Setup { sectors: 4096, base: 0 };
+    let setup = Setup::new(4096, 0);
     let disk = make(setup);
     let history = setup.history();
     let executor = Executor::new(&disk, 5);

@@ -15,6 +15,7 @@ mod faults;
 mod mutations;
 mod oracle;
 mod pair;
+mod plain;
 mod sequences;
 mod space;
 mod world;

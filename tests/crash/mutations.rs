@@ -66,7 +66,7 @@ fn explore(rule: Rule, seed: u64, counts: &Counts) {
     // The write that fails: one of the first few dozen.
     let fault = |kind, only| {
         let at = 1 + seed % 40;
-        faults::run(seed, faults::fault(at, kind, false, Some(only)), 1, counts);
+        faults::run(faults::SETUP, seed, faults::fault(at, kind, false, Some(only)), 1, counts);
     };
     match rule {
         Rule::Reserve => faults::run_on_full_host(seed, seed % 300, 1, counts),
@@ -77,6 +77,9 @@ fn explore(rule: Rule, seed: u64, counts: &Counts) {
         Rule::SyncFirst | Rule::SyncParent | Rule::AboveRecords => random(2, 8, in_recovery),
         Rule::ReadErrors => faults::run_with_unreadable_data(seed, counts),
         Rule::DurableThere => faults::run_with_lost_record(seed, counts),
+        Rule::DataFirst | Rule::TwoBarriers | Rule::SameBoot => {
+            sequences::run_random(SMALL.plain(), seed, 5, 12, Effort { every: 2, ..effort }, counts);
+        }
         Rule::DirectorySync => {
             sequences::run_sequence(&[sequences::Step::Snapshot], SMALL, seed, effort, counts);
         }

@@ -35,7 +35,7 @@ pub enum Step {
     Rollback,
 }
 
-fn steps() -> Vec<Step> {
+pub fn steps() -> Vec<Step> {
     ALPHABET.iter().map(|&op| Step::Op(op)).chain([Step::Reopen, Step::Snapshot, Step::Rollback]).collect()
 }
 
@@ -214,7 +214,7 @@ pub fn random_op(rng: &mut Rng, setup: Setup) -> Op {
 }
 
 /// `COWDISK_SEEDS=A..B` explores these seeds of the random workloads instead of the few of a normal run.
-fn seeds(default: std::ops::Range<usize>) -> std::ops::Range<usize> {
+pub fn seeds(default: std::ops::Range<usize>) -> std::ops::Range<usize> {
     let Ok(text) = std::env::var("COWDISK_SEEDS") else { return default };
     let (a, b) = text.split_once("..").expect("COWDISK_SEEDS is A..B");
     a.parse().expect("A is a number")..b.parse().expect("B is a number")
@@ -235,14 +235,19 @@ fn wanted() -> u64 {
     std::env::var("COWDISK_STATES").map_or(1_000_000, |n| n.parse().expect("COWDISK_STATES is a number"))
 }
 
-pub const SMALL: Setup = Setup { sectors: 40, base: 30 };
-const EMPTY: Setup = Setup { sectors: 40, base: 0 };
-pub const SPANS: Setup = Setup { sectors: 2100, base: 1300 };
+pub const SMALL: Setup = Setup::new(40, 30);
+pub const EMPTY: Setup = Setup::new(40, 0);
+pub const SPANS: Setup = Setup::new(2100, 1300);
 
 fn run_sequence_number(number: usize, len: u32, effort: Effort, counts: &Counts) {
+    run_sequence_on([SMALL, EMPTY][number % 2], number, len, effort, counts);
+}
+
+/// The sequence with number `number` of `len` steps.
+pub fn run_sequence_on(setup: Setup, number: usize, len: u32, effort: Effort, counts: &Counts) {
     let steps = sequence(number, len);
     let seed = mix(u64::from(len), number as u64) >> 32;
-    run_sequence(&steps, if number.is_multiple_of(2) { SMALL } else { EMPTY }, seed, effort, counts);
+    run_sequence(&steps, setup, seed, effort, counts);
 }
 
 /// Every combination of kinds of workloads comes up within a few seeds.
@@ -269,6 +274,7 @@ fn run_random_number(seed: usize, counts: &Counts) {
         _ => {}
     }
     let setup = if seed % 16 == 11 { SPANS } else { [SMALL, EMPTY][seed % 2] };
+    let setup = if seed % 4 == 2 { setup.plain() } else { setup };
     let (tasks, ops) = [(5, 12), (2, 8), (3, 24)][seed % 3];
     let recrash = if seed.is_multiple_of(5) { 8 } else { 0 };
     let every = if setup.sectors > 100 { 5 } else { 1 };

@@ -9,7 +9,7 @@ use cowdisk::storage::{IoBuf, Storage};
 use crate::oracle::SECTOR;
 use crate::world::{IMAGE, Setup, World, make};
 
-const SETUP: Setup = Setup { sectors: 65536, base: 0 };
+const SETUP: Setup = Setup::new(65536, 0);
 const MIB: u64 = 1 << 20;
 
 async fn idle(world: &World, ticks: usize) {

@@ -30,9 +30,20 @@ pub struct Setup {
     pub sectors: usize,
     /// Sectors of the raw base; 0: none.
     pub base: usize,
+    /// Its data has checksums.
+    pub checksums: bool,
 }
 
 impl Setup {
+    pub const fn new(sectors: usize, base: usize) -> Setup {
+        Setup { sectors, base, checksums: true }
+    }
+
+    /// The same without checksums of data.
+    pub const fn plain(self) -> Setup {
+        Setup { checksums: false, ..self }
+    }
+
     /// The history of a disk that nobody has written to yet.
     pub fn history(self) -> Rc<RefCell<History>> {
         Rc::new(RefCell::new(History::new(self.sectors, self.base)))
@@ -117,6 +128,7 @@ pub fn make(setup: Setup) -> SimDisk {
         };
         let new = NewLayer {
             journal: MIN_JOURNAL_BYTES,
+            checksums: setup.checksums,
             parent,
             ..NewLayer::empty((setup.sectors * SECTOR) as u64)
         };

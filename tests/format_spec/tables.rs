@@ -1,9 +1,9 @@
 //! Each table: its fields, in its order, stand at its offsets with its sizes in what the code writes.
 
 use cowdisk::format::{
-    Area, Child, DiskId, ForeignFormat, Holder, INNER_CAPACITY, InnerNode, JournalBlock, LayerId, LeafExtent,
-    LeafNode, MAX_EXTENT_BLOCKS, MAX_LEAF_START, MAX_ZERO_BLOCKS, Parent, PathHints, Place, RecordExtent,
-    RecordRef, Resize, Salt, Sealed, Superblock, TreeRoot, encode_record,
+    Area, BootId, ChecksumKind, Child, DiskId, ForeignFormat, Holder, INNER_CAPACITY, InnerNode,
+    JournalBlock, LayerId, LeafExtent, LeafNode, MAX_EXTENT_BLOCKS, MAX_LEAF_START, MAX_ZERO_BLOCKS, Parent,
+    PathHints, Place, RecordExtent, RecordRef, Resize, Salt, Sealed, Superblock, TreeRoot, encode_record,
 };
 use cowdisk::limits;
 use cowdisk::units::{BLOCK, PBlock, Seq, VBlock};
@@ -116,7 +116,7 @@ fn compare_superblock(sb: &Superblock, block: &[u8], parent: u32) -> usize {
             ("compat", sb.compat.stored()),
             ("block_size", sb.block_size.stored()),
             ("sector_size", sb.sector_size.stored()),
-            ("checksums", 0u32.stored()),
+            ("checksums", u32::from(!sb.checksums.protects()).stored()),
             ("disk", sb.disk.0.stored()),
             ("virtual_size", sb.virtual_size.stored()),
             ("created_ns", sb.created_ns.stored()),
@@ -157,6 +157,20 @@ fn superblock_without_options() {
     let block = sb.encode().expect("valid");
     let end = compare_superblock(&sb, &block[..], 0);
     assert_eq!((&block[end..end + 2], end + 2), (&[0, 0][..], used(&block[..])), "two options, then the end");
+}
+
+/// The boot id stands behind the kind, and everything else as much further.
+#[test]
+fn superblock_without_checksums() {
+    let boot: [u8; 16] = std::array::from_fn(|i| i as u8 + 0x30);
+    let mut sb = sample_superblock(Parent::None);
+    sb.incompat |= 1;
+    sb.checksums = ChecksumKind::None { boot: BootId(boot) };
+    let mut block = sb.encode().expect("valid").to_vec();
+    assert_eq!(compare("plain", &tables()["plain"], &block, 84, &[("boot", boot.stored())]), 100);
+    block.drain(84..100);
+    let end = compare_superblock(&sb, &block, 0);
+    assert_eq!(end + 2 + 16, used(&block));
 }
 
 #[test]
@@ -378,6 +392,7 @@ fn no_table_is_left_unread() {
         "limits",
         "parent-foreign",
         "parent-layer",
+        "plain",
         "record",
         "record-extent",
         "record-resize",

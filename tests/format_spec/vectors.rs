@@ -1,21 +1,22 @@
 //! Each vector: its values encode to exactly its bytes, and its bytes decode to its values.
 
 use cowdisk::format::{
-    Area, Child, DiskId, ForeignFormat, Holder, InnerNode, JournalBlock, LayerId, LeafExtent, LeafNode,
-    Parent, PathHints, Place, RecordExtent, RecordRef, Resize, Salt, Sealed, Superblock, TreeRoot,
-    decode_records, encode_record,
+    Area, BootId, ChecksumKind, Child, DiskId, ForeignFormat, Holder, InnerNode, JournalBlock, LayerId,
+    LeafExtent, LeafNode, Parent, PathHints, Place, RecordExtent, RecordRef, Resize, Salt, Sealed,
+    Superblock, TreeRoot, decode_records, encode_record,
 };
 use cowdisk::units::{PBlock, Seq, VBlock};
 
 use super::doc::{Vector, dump, vector_texts};
 use super::values::Values;
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "salts",
     "header",
     "superblock-new",
     "superblock-full",
     "superblock-foreign",
+    "superblock-plain",
     "leaf",
     "inner",
     "journal-block",
@@ -127,7 +128,11 @@ fn superblock(v: &Values, bytes: &[u8]) -> Result<(), String> {
     (sb.cut, sb.durable) = (Seq(v.num("cut")?), Seq(v.num("durable")?));
     sb.high_water = PBlock(v.num("high_water")?);
     (sb.parent, sb.sealed, sb.holder) = (parent, sealed, holder);
-    same("checksums", &v.text("checksums")?.as_str(), &"crc32")?;
+    sb.checksums = match v.text("checksums")?.as_str() {
+        "crc32" => ChecksumKind::Crc32,
+        "none" => ChecksumKind::None { boot: BootId(v.hex("boot")?) },
+        other => return Err(format!("checksums {other}")),
+    };
     let encoded = sb.encode().map_err(|e| e.to_string())?;
     same_bytes(&encoded[..], bytes)?;
     sealed_with("superblock", bytes, 4096)?;

@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use cowdisk::format::{Area, Holder, LayerId, Parent, PathHints, Sealed, Superblock, TreeRoot};
+use cowdisk::format::{
+    Area, BootId, ChecksumKind, Holder, LayerId, Parent, PathHints, Sealed, Superblock, TreeRoot,
+};
 use cowdisk::limits::MAX_COUNTER;
 use cowdisk::units::{PBlock, Seq};
 
@@ -125,17 +127,24 @@ fn features() -> Vec<Case> {
                 patch_superblocks(&make(dir, "vm.cow"), |sb| patch(sb, 1 << bit));
             })
         };
-        let number = format!("incompatible features {bit} are unknown");
+        // The one that is known belongs to another kind of checksums than the image has.
+        let number = match bit {
+            0 => "with incompatible features 0x1".to_owned(),
+            _ => format!("incompatible features {bit} are unknown"),
+        };
         cases.push(set("incompatible", |sb, bits| sb.incompat = bits).refused(&[&number, "at offset 0"]));
         let number = format!("features {:#x} are unknown: the layer can only be read", 1u64 << bit);
         let case = set("read-only compatible", |sb, bits| sb.ro_compat = bits);
         cases.push(case.on(&WRITERS, &[1], &["vm.cow", &number]));
         cases.push(set("compatible", |sb, bits| sb.compat = bits));
     }
+    cases.push(refused("with incompatible features 0x0", |sb| {
+        sb.checksums = ChecksumKind::None { boot: BootId([7; 16]) };
+    }));
     cases.push(refused("incompatible features 5, 63", |sb| sb.incompat = 1 << 63 | 1 << 5));
     // Of a later version, which may have its fields elsewhere: the number is what is told.
-    cases.push(refused("incompatible features 0", |sb| {
-        sb.incompat = 1;
+    cases.push(refused("incompatible features 1", |sb| {
+        sb.incompat = 2;
         sb.block_size = 0;
     }));
     cases

@@ -81,6 +81,13 @@ impl Damage {
     }
 }
 
+impl Layer {
+    /// True if a wrong content of `block` is to be found: that of data without checksums is not.
+    fn tells(&self, block: u64) -> bool {
+        self.checksums || self.blocks[block as usize].kind != Kind::Data
+    }
+}
+
 /// Every so many pairs of the blocks of a large file are taken.
 const MAX_PAIRS: usize = 250;
 
@@ -117,20 +124,25 @@ pub fn damages(reference: &Reference, share: (u64, u64)) -> Vec<Damage> {
     for (layer, file) in reference.layers.iter().enumerate() {
         let blocks = interesting(file);
         for &block in &blocks {
+            all.push(Damage::Unreadable { layer, block });
+            if !file.tells(block) {
+                continue;
+            }
             all.extend(bits_of(file, block as usize, share).map(|bit| Damage::Flip { layer, bit }));
             all.push(Damage::Zero { layer, block });
-            all.push(Damage::Unreadable { layer, block });
             let older = 0..file.blocks[block as usize].older.len();
             all.extend(older.map(|version| Damage::Older { layer, block, version }));
         }
         let pairs = blocks.len() * blocks.len();
         for i in (0..pairs).step_by(pairs.div_ceil(MAX_PAIRS)) {
             let (from, to) = (blocks[i / blocks.len()], blocks[i % blocks.len()]);
-            if from < to {
+            if from < to && file.tells(from) && file.tells(to) {
                 all.push(Damage::Swap { layer, one: from, other: to });
             }
-            if from != to {
+            if from != to && file.tells(to) {
                 all.push(Damage::Copy { layer, from, to });
+            }
+            if from != to && file.tells(from) && file.tells(to) {
                 all.push(Damage::Misdirect { layer, from, to });
             }
         }

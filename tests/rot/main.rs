@@ -11,7 +11,8 @@
 //! * Damage to the end of the journal of a layer that was not closed: a record that no later record or superblock
 //!   calls durable, and what follows it, is left out. So it looks after a loss of power. The content is then exactly
 //!   that of the last record before the damage, which [`model`] computes from the damaged bytes; `older` counts these.
-//! * Damage to a raw base: it has no checksums, and is not damaged here.
+//! * Damage to a raw base: it has no checksums, and is not damaged here. Nor is the content of the data blocks of layers
+//!   without checksums; all else of theirs is.
 //!
 //! `COWDISK_ROT=all` applies everything; otherwise the damage to bits is applied in shares, `COWDISK_SHARE=k/n`, by
 //! default one share that changes from day to day. Superblocks are always flipped bit by bit.

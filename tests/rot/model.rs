@@ -13,7 +13,11 @@ fn block(bytes: &[u8], at: PBlock) -> Option<&[u8]> {
     bytes.get(start..start + BLOCK)
 }
 
-fn data_matches(record: &Record, bytes: &[u8]) -> bool {
+/// Without checksums it has been there since before the record, as the machine has not gone down.
+fn data_matches(sb: &Superblock, record: &Record, bytes: &[u8]) -> bool {
+    if !sb.checksums.protects() {
+        return true;
+    }
     let mut crcs = record.crcs.iter();
     let places = record.extents.iter().filter_map(|extent| match extent.place {
         Place::Data(first) => Some((0..u64::from(extent.blocks)).map(move |i| first.plus(i))),
@@ -38,7 +42,7 @@ pub fn newest(sb: &Superblock, bytes: &[u8]) -> Option<Seq> {
     let durable = records.values().map(|r| r.durable).max().unwrap_or_default().max(sb.durable);
     let mut newest = sb.cut;
     while let Some(record) = records.get(&newest.next()) {
-        if record.seq > durable && !data_matches(record, bytes) {
+        if record.seq > durable && !data_matches(sb, record, bytes) {
             break;
         }
         newest = record.seq;

@@ -36,6 +36,8 @@ pub struct Block {
 pub struct Layer {
     pub path: &'static str,
     pub blocks: Vec<Block>,
+    /// Its data has checksums.
+    pub checksums: bool,
 }
 
 /// An image before it is damaged.
@@ -77,7 +79,8 @@ impl Reference {
         let versions = versions.borrow();
         for path in [HEAD, SNAPSHOT] {
             if let Some(bytes) = reference.disk.read_file(path) {
-                reference.layers.push(Layer { path, blocks: blocks(&bytes, &versions) });
+                let checksums = superblock(&bytes).is_some_and(|sb| sb.checksums.protects());
+                reference.layers.push(Layer { path, blocks: blocks(&bytes, &versions), checksums });
             }
         }
         reference
@@ -186,16 +189,24 @@ pub fn journal_steps() -> Vec<Step> {
 
 pub fn scripts() -> BTreeMap<&'static str, Script> {
     use Step::*;
-    let on_base = |steps: Vec<Step>| Script { blocks: 40, base: 24, steps };
+    let on_base = |steps: Vec<Step>| Script { blocks: 40, base: 24, steps, checksums: true };
     let with = |steps: &[Step], more: &[Step]| [steps, more].concat();
     let journal = journal_steps();
     let scattered = (0..240).map(|i| Write((i * 97) % 480, 1)).chain([Close]).collect();
     BTreeMap::from([
-        ("fresh", Script { blocks: 40, base: 0, steps: vec![] }),
+        ("fresh", Script { blocks: 40, base: 0, steps: vec![], checksums: true }),
         ("overlay", on_base(with(&journal, &[Checkpoint, Write(1, 1), Discard(2, 9), Close]))),
-        ("tree", Script { blocks: 480, base: 0, steps: scattered }),
+        ("tree", Script { blocks: 480, base: 0, steps: scattered, checksums: true }),
         ("journal", on_base(journal.clone())),
-        ("journal of an empty base", Script { blocks: 40, base: 0, steps: journal.clone() }),
+        ("journal of an empty base", Script { base: 0, ..on_base(journal.clone()) }),
+        ("journal without checksums", Script { checksums: false, ..on_base(journal.clone()) }),
+        (
+            "overlay without checksums",
+            Script {
+                checksums: false,
+                ..on_base(with(&journal, &[Checkpoint, Write(1, 1), Discard(2, 9), Close]))
+            },
+        ),
         ("checkpointed", on_base(with(&journal, &[Checkpoint, Write(5, 2), Flush, Write(6, 1), Zero(0, 2)]))),
         ("reopened", on_base(with(&journal, &[Reopen, Write(5, 2), Flush, Write(6, 1), Flush, Write(8, 1)]))),
         (

@@ -43,6 +43,8 @@ pub struct Script {
     /// Blocks of the raw base; 0: none.
     pub base: usize,
     pub steps: Vec<Step>,
+    /// Of data.
+    pub checksums: bool,
 }
 
 /// What is known of a run, also of one that was broken off.
@@ -146,6 +148,7 @@ impl Run {
 
     async fn make(&self, script: &Script) -> cowdisk::Result<()> {
         let mut options = CreateOptions { journal: Some(MIN_JOURNAL_BYTES), ..CreateOptions::default() };
+        options.no_checksums = !script.checksums;
         options.size = Some((script.blocks * BLOCK) as u64);
         self.disk.put_special("/d", FileKind::Directory);
         if script.base > 0 {

@@ -20,7 +20,7 @@ fn accepted(block: &Block, at: usize, bytes: &[u8]) -> Superblock {
 fn unknown_incompatible_bits_are_named() {
     let block = encoded(&head());
     for (bits, named) in
-        [(1u64, "features 0 "), (1 << 63 | 1 << 5, "features 5, 63 "), (1 << 32, "features 32 ")]
+        [(2u64, "features 1 "), (1 << 63 | 1 << 5, "features 5, 63 "), (1 << 32, "features 32 ")]
     {
         assert_refused(decode(&patched(&block, 48, &bits.to_le_bytes())), Kind::Unsupported, named, SLOT);
     }
@@ -41,6 +41,19 @@ fn other_unknown_bits_are_kept() {
     let sb = accepted(&block, 64, &u64::MAX.to_le_bytes());
     assert_eq!((sb.compat, sb.forces_read_only()), (u64::MAX, false));
     assert_eq!(decode(&encoded(&sb)).expect("valid"), sb);
+}
+
+#[test]
+fn no_checksums_of_data_is_a_feature_and_a_kind() {
+    let mut sb = head();
+    sb.without_checksums();
+    sb.checksums = ChecksumKind::None { boot: BootId([0xb0; 16]) };
+    let block = encoded(&sb);
+    assert_eq!(decode(&block).expect("valid"), sb);
+    assert!(!sb.checksums.protects());
+    refused(&block, 48, &0u64.to_le_bytes(), "with incompatible features 0x0");
+    refused(&encoded(&head()), 48, &1u64.to_le_bytes(), "checksums Crc32 with incompatible features 0x1");
+    refused(&block, 80, &2u32.to_le_bytes(), "cannot be decoded");
 }
 
 #[test]

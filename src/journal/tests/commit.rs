@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::error::Error;
+use crate::journal::OnRecord;
 use crate::storage::sim::{Fault, FaultKind, Faults, OpKind};
 
 #[test]
@@ -320,4 +321,41 @@ fn evidence_is_what_durable_records_carry() {
     assert_eq!(evidence(&world), (4, 3));
     world.checkpoint(GENERATION + 1);
     assert_eq!(evidence(&world), (4, 4));
+}
+
+/// N2: that a record is durable is on record when another one says so that is durable itself.
+#[test]
+fn durable_is_on_record_when_a_durable_record_says_so() {
+    let mut world = World::new(64, 64);
+    let on_record = |world: &World, seq| match now(world.journal.on_record(Seq(seq))) {
+        Poll::Ready(answer) => Some(answer.expect("alive")),
+        Poll::Pending => None,
+    };
+    assert_eq!(on_record(&world, 0), Some(OnRecord::Yes));
+    world.write();
+    world.commit();
+    assert_eq!(on_record(&world, 1), Some(OnRecord::No));
+    let carrier = world.form_big(0).expect("there is room");
+    assert_eq!(content(&carrier).0.last().map(|r| r.durable), Some(Seq(1)));
+    assert_eq!(on_record(&world, 1), None, "it is being written");
+    world.written(&carrier);
+    world.journal.settle(carrier.seq);
+    assert_eq!(on_record(&world, 1), Some(OnRecord::In(Seq(2))));
+    world.commit();
+    assert_eq!(on_record(&world, 1), Some(OnRecord::Yes));
+    // Of what changes nothing nobody needs to know, so this ends.
+    assert_eq!(on_record(&world, 2), Some(OnRecord::Yes));
+    world.write();
+    world.journal.poison("for the test");
+    assert!(matches!(now(world.journal.on_record(Seq(3))), Poll::Ready(Err(_))));
+}
+
+/// A checkpoint's superblock says it too.
+#[test]
+fn a_checkpoint_puts_all_on_record() {
+    let mut world = World::new(64, 64);
+    world.write();
+    world.commit();
+    world.checkpoint(2);
+    assert!(matches!(now(world.journal.on_record(Seq(1))), Poll::Ready(Ok(OnRecord::Yes))));
 }

@@ -76,3 +76,17 @@ fn who_waits_for_room_learns_that_it_is_elsewhere() {
     world.journal.moved();
     assert!(matches!(now(room.as_mut()), Poll::Ready(Ok(()))));
 }
+
+/// The last commit before the switch may need one (N2).
+#[test]
+fn a_record_that_changes_nothing_is_not_held_back() {
+    let mut world = World::new(1, 1);
+    world.journal.hold();
+    assert_eq!(world.form_big(0).expect("it shows nothing").seq, Seq(1));
+    assert!(matches!(now(world.journal.room_for(true)), Poll::Pending), "the only block is taken");
+    let freeze = world.journal.freeze();
+    world.journal.checkpoint_begins();
+    world.journal.release(freeze.cut, 2);
+    assert!(matches!(now(world.journal.room_for(true)), Poll::Ready(Ok(()))));
+    assert!(now(world.journal.room()).is_pending());
+}

@@ -1,7 +1,8 @@
 //! Which of the records that were found count (rule O2).
 
 use super::*;
-use crate::journal::{LeftOut, Replay, Scan, replay};
+use crate::format::{BootId, ChecksumKind, DiskId, Superblock};
+use crate::journal::{Later, LeftOut, Replay, Scan, replay};
 use crate::limits::MAX_UNSETTLED;
 use crate::storage::OpenHow;
 
@@ -24,12 +25,16 @@ fn scan(durable: u64, records: impl IntoIterator<Item = Record>) -> Scan {
 
 /// Replays on a disk whose block n is filled with n, where `change` has been made.
 fn replay_on(cut: u64, scan: Scan, change: impl FnOnce(&SimDisk)) -> crate::Result<Replay> {
+    replay_as(Later::Verify, cut, scan, change)
+}
+
+fn replay_as(later: Later, cut: u64, scan: Scan, change: impl FnOnce(&SimDisk)) -> crate::Result<Replay> {
     let disk = SimDisk::new(3);
     let bytes: Vec<u8> = (0..800u64).flat_map(|n| [n as u8; BLOCK_SIZE]).collect();
     disk.put_file("/f", &bytes);
     change(&disk);
     let file = disk.open(Path::new("/f"), OpenHow::default()).expect("it is there");
-    disk.block_on(replay(&file, Seq(cut), scan))
+    disk.block_on(replay(&file, Seq(cut), scan, later))
 }
 
 /// Numbers applied, numbers left out.
@@ -148,4 +153,32 @@ fn data_behind_the_end_is_not_there_and_data_that_cannot_be_read_is_an_error() {
     let spoil = |disk: &SimDisk| disk.make_unreadable("/f", 400 * BLOCK_SIZE as u64);
     let error = replay_on(10, scan(0, [data(11, &[(100, 700)])]), spoil).expect_err("unreadable");
     assert_eq!((error.kind(), error.at_offset()), (Kind::Io, Some(356 * BLOCK_SIZE as u64)));
+}
+
+/// N3: without checksums what is not known to have been durable counts whole, or not at all.
+#[test]
+fn data_without_checksums_is_there_if_the_kernel_still_runs() {
+    let records = || scan(11, [data(11, &[(20, 1)]), data(12, &[(30, 1)]), data(14, &[(40, 1)])]);
+    let flip = |disk: &SimDisk| disk.flip_bit("/f", 30 * BLOCK_SIZE as u64 * 8);
+    let replay = replay_as(Later::Keep, 10, records(), flip).expect("readable");
+    // 14 does not list 13, which is missing.
+    assert_eq!((numbers(&replay.apply), replay.left_out.len()), (vec![11, 12], 1));
+    let replay = replay_as(Later::Drop, 10, records(), |_| ()).expect("readable");
+    assert_eq!((numbers(&replay.apply), replay.left_out.len(), replay.newest), (vec![11], 2, Seq(14)));
+    let missing = replay_as(Later::Drop, 10, scan(11, [data(12, &[(30, 1)])]), |_| ());
+    assert_eq!(missing.expect_err("11 was durable").kind(), Kind::Corrupt);
+}
+
+#[test]
+fn which_boot_and_which_file_decide_over_data_without_checksums() {
+    let (here, other) = (BootId([1; 16]), BootId([2; 16]));
+    let mut sb = Superblock::new_layer(LAYER, DiskId([9; 16]), 1 << 20, 512, 1 << 18);
+    sb.inode = 77;
+    assert_eq!(Later::of(&sb, 77, here), Later::Verify);
+    sb.without_checksums();
+    assert_eq!(Later::of(&sb, 77, BootId::default()), Later::Drop, "both are unknown");
+    sb.checksums = ChecksumKind::None { boot: here };
+    assert_eq!(Later::of(&sb, 77, here), Later::Keep);
+    assert_eq!(Later::of(&sb, 77, other), Later::Drop);
+    assert_eq!(Later::of(&sb, 78, here), Later::Drop, "a copy");
 }

@@ -10,7 +10,7 @@ use super::used::Used;
 use crate::chain::find_leftovers;
 use crate::error::{Error, Kind, Result};
 use crate::format::{LeafNode, Magic, Place, Superblock};
-use crate::journal::{Replay, Scan, replay, scan};
+use crate::journal::{Later, Replay, Scan, replay, scan};
 use crate::layer::{Slots, install, read_slots};
 use crate::map::{Change, LayerTag, Node, NodeCache, PendingMap, Slot, Step, Tree};
 use crate::storage::{File, IoBuf, Lock, Meta, OpenHow, Storage, read_up_to};
@@ -25,6 +25,8 @@ pub(super) struct Checked {
     pub(super) sb: Option<Superblock>,
     /// Blocks read and verified.
     pub(super) blocks: u64,
+    /// Blocks of data read that have no checksum to verify.
+    pub(super) unverified: u64,
 }
 
 /// Checks the layer file `path`. `top`: it is the one that the user named, not a parent.
@@ -44,10 +46,11 @@ pub(super) async fn check_layer<S: Storage>(
     let from = findings.kept().len();
     let meta = file.meta().map_err(|e| Error::io("stat", e).at(path))?;
     let Some(Slots { newest: sb, both_valid, .. }) = superblock(&file, path, findings).await? else {
-        return Ok(Checked { sb: None, blocks: 0 });
+        return Ok(Checked { sb: None, blocks: 0, unverified: 0 });
     };
     let closed = both_valid && sb.holder.is_none();
-    let (pending, high_water) = journal(&file, path, &sb, closed, findings).await;
+    let later = Later::of(&sb, meta.id.ino, storage.boot_id());
+    let (pending, high_water) = journal(&file, path, &sb, closed, later, findings).await;
     let mut check = LayerCheck {
         path,
         sb: &sb,
@@ -56,19 +59,19 @@ pub(super) async fn check_layer<S: Storage>(
         meta,
         used: Used::default(),
         blocks: 2,
-        data: with_data.then(|| DataCheck::new(file.clone(), path)),
+        data: with_data.then(|| DataCheck::new(file.clone(), path, sb.checksums.protects())),
         findings,
     };
     check.pending(&pending).await;
     check.tree(&file, &pending).await;
-    let blocks = check.finish().await;
+    let (blocks, unverified) = check.finish().await;
     if top && sb.sealed.is_none() {
         leftovers(storage, path, &meta, findings);
     }
     if let Some(sealed) = &sb.sealed {
         findings.name_snapshot(from, &sealed.name);
     }
-    Ok(Checked { sb: Some(sb), blocks })
+    Ok(Checked { sb: Some(sb), blocks, unverified })
 }
 
 /// The newest superblock; `None` after a finding.
@@ -104,6 +107,7 @@ async fn journal<F: File>(
     path: &Path,
     sb: &Superblock,
     closed: bool,
+    later: Later,
     findings: &mut Findings,
 ) -> (PendingMap, PBlock) {
     let pending = PendingMap::default();
@@ -120,11 +124,11 @@ async fn journal<F: File>(
         return (pending, sb.high_water);
     }
     let high_water = found.high_water;
-    match replay(file, sb.cut, found).await {
+    match replay(file, sb.cut, found, later).await {
         Ok(replay) => {
             install(&pending, &replay.apply);
             if sb.holder.is_some() || !replay.apply.is_empty() {
-                replayed(path, &replay, findings);
+                replayed(path, &replay, later, findings);
             }
         }
         Err(e) => findings.add(Finding::of(Code::Journal, path, &e)),
@@ -132,11 +136,15 @@ async fn journal<F: File>(
     (pending, high_water)
 }
 
-fn replayed(path: &Path, replay: &Replay, findings: &mut Findings) {
+fn replayed(path: &Path, replay: &Replay, later: Later, findings: &mut Findings) {
     let text = format!("not closed: {} journal records are to be applied", replay.apply.len());
     findings.add(Finding::new(Code::JournalReplay, path, text));
     for left in &replay.left_out {
-        let text = format!("journal record {} is left out: it is incomplete and was not flushed", left.seq.0);
+        let why = match later {
+            Later::Drop => "it was not flushed before the host went down, and has no checksums to prove it",
+            Later::Verify | Later::Keep => "it is incomplete and was not flushed",
+        };
+        let text = format!("journal record {} is left out: {why}", left.seq.0);
         for blocks in &left.blocks {
             findings.add(Finding::new(Code::JournalLeftOut, path, text.clone()).affects(blocks.clone()));
         }
@@ -279,15 +287,18 @@ impl<F: File> LayerCheck<'_, F> {
         });
     }
 
-    /// Verifies what data is left; gives the blocks verified.
-    async fn finish(mut self) -> u64 {
+    /// Verifies what data is left; gives the blocks verified, and those of data that could only be read.
+    async fn finish(mut self) -> (u64, u64) {
+        let mut unverified = 0;
         if let Some(data) = self.data.take() {
-            self.blocks += data.finish(self.findings).await;
+            let verified;
+            (verified, unverified) = data.finish(self.findings).await;
+            self.blocks += verified;
         }
         if self.used.is_full() {
             let text = "the file is too large to look for blocks that are used twice";
             self.findings.add(Finding::new(Code::Unfinished, self.path, text));
         }
-        self.blocks
+        (self.blocks, unverified)
     }
 }

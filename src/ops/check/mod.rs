@@ -35,6 +35,8 @@ pub struct CheckReport {
     pub findings: Findings,
     /// Blocks of 4 KiB that were read and verified.
     pub blocks_checked: u64,
+    /// Blocks of data that were read and have no checksum: what they hold is not known to be right.
+    pub blocks_unverified: u64,
 }
 
 /// Checks the layer file `path`, which is real (see [`super::locate`]). Without [`CheckOptions::chain`] no other layer is
@@ -44,7 +46,7 @@ pub struct CheckReport {
 /// `InUse` if the image is open for writing; not a layer at all; what the host says when the file is opened.
 pub async fn check<S: Storage>(storage: &S, path: &Path, options: &CheckOptions) -> Result<CheckReport> {
     let mut findings = Findings::default();
-    let mut blocks_checked = 0;
+    let (mut blocks_checked, mut blocks_unverified) = (0, 0);
     let mut next = Some(path.to_path_buf());
     let mut seen = BTreeSet::new();
     while let Some(path) = next.take() {
@@ -58,11 +60,12 @@ pub async fn check<S: Storage>(storage: &S, path: &Path, options: &CheckOptions)
             checked => checked?,
         };
         blocks_checked += checked.blocks;
+        blocks_unverified += checked.unverified;
         let Some(sb) = checked.sb.filter(|_| options.chain) else { break };
         seen.insert(sb.layer);
         next = below(storage, &Link { path, sb }, &options.search, &mut seen, &mut findings).await;
     }
-    Ok(CheckReport { status: findings.status(), findings, blocks_checked })
+    Ok(CheckReport { status: findings.status(), findings, blocks_checked, blocks_unverified })
 }
 
 /// The layer below `child`. A foreign base has been compared with what it was.

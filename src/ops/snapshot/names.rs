@@ -52,6 +52,7 @@ pub(in crate::ops) fn next_head(sb: &Superblock, parent: Parent) -> NewLayer {
         disk: Some(sb.disk),
         virtual_size: sb.virtual_size,
         sector_size: sb.sector_size,
+        checksums: sb.checksums.protects(),
         journal: sb.ring().map_or(limits::DEFAULT_JOURNAL_BYTES, |ring| ring.blocks * BLOCK),
         parent,
         mode: 0o600,

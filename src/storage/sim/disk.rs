@@ -127,6 +127,11 @@ impl SimDisk {
         })
     }
 
+    /// Which run of the machine this is: a power loss ends one, the death of a process does not.
+    pub fn boot(&self) -> u64 {
+        self.state().boot
+    }
+
     /// Operations issued so far on files and directories: the index of the next one.
     pub fn ops(&self) -> u64 {
         self.state().ops

@@ -10,6 +10,7 @@ use super::disk::SimDisk;
 use super::file::SimFile;
 use super::pages::Content;
 use super::state::{Inode, State};
+use crate::format::BootId;
 use crate::storage::{FileKind, Meta, OpenHow, Storage};
 
 fn error(errno: i32) -> io::Error {
@@ -168,6 +169,10 @@ impl Storage for SimDisk {
 
     fn now_ns(&self) -> i64 {
         self.state().now_ns()
+    }
+
+    fn boot_id(&self) -> BootId {
+        BootId(u128::from(self.boot()).to_le_bytes())
     }
 
     fn random(&self, bytes: &mut [u8]) -> io::Result<()> {

@@ -64,6 +64,8 @@ pub(super) struct Description {
 pub(super) struct State {
     pub(super) rng: Rng,
     pub(super) clock_ns: i64,
+    /// Counts the power losses.
+    pub(super) boot: u64,
     pub(super) ops: u64,
     /// Operations that changed a file so far.
     pub(super) landed: u64,
@@ -125,6 +127,7 @@ impl State {
         State {
             rng: Rng::new(seed),
             clock_ns: EPOCH_NS,
+            boot: 1,
             ops: 0,
             landed: 0,
             next_ino: 2,
