@@ -31,6 +31,15 @@ pub trait Queue: 'static {
     fn read(&self, pos: u64, buf: IoBuf) -> impl Future<Output = Result<(), Errno>>;
     /// Writes `buf` at `pos`; atomic up to [`crate::limits::MAX_REQUEST_BYTES`]. With `fua` it is durable when done.
     fn write(&self, pos: u64, buf: IoBuf, fua: bool) -> impl Future<Output = Result<(), Errno>>;
+    /// As [`Queue::read`], into memory that only the kernel reaches ([`IoBuf::entry`]). `false`: the bytes would have to be
+    /// seen, and nothing of worth was done.
+    fn read_unseen(&self, _pos: u64, _buf: IoBuf) -> impl Future<Output = Result<bool, Errno>> {
+        async { Ok(false) }
+    }
+    /// As [`Queue::write`], from memory that only the kernel reaches. `false`: the bytes have to be seen; nothing changed.
+    fn write_unseen(&self, _pos: u64, _buf: IoBuf, _fua: bool) -> impl Future<Output = Result<bool, Errno>> {
+        async { Ok(false) }
+    }
     /// Makes every write acknowledged so far durable.
     fn flush(&self) -> impl Future<Output = Result<(), Errno>>;
     /// The range reads as zeros from now on; its space goes back to the host.
@@ -52,6 +61,10 @@ pub trait Disk: Clone + Send + Sync + 'static {
     type Queue: Queue;
     /// What to announce.
     fn geometry(&self) -> Geometry;
+    /// Its queues can move most data without seeing it.
+    fn moves_unseen(&self) -> bool {
+        false
+    }
     /// Makes the handle of queue `index`, on the thread that will use it, inside its runtime. May spawn tasks there.
     fn queue(&self, index: usize) -> Rc<Self::Queue>;
 }

@@ -47,6 +47,8 @@ pub struct Counters {
     pub discard: OpCounts,
     /// Write-zeroes.
     pub zero: OpCounts,
+    /// Reads and writes whose data was moved without being seen (zero copy).
+    pub unseen: AtomicU64,
 }
 
 impl OpCounts {
@@ -147,6 +149,11 @@ impl<S: Storage> Image<S> {
     /// What a frontend announces.
     pub fn geometry(&self) -> Geometry {
         self.chain.load().geometry()
+    }
+
+    /// True if most data can be moved without being seen: that of the head has no checksums.
+    pub fn moves_unseen(&self) -> bool {
+        self.chain.load().head.as_ref().is_some_and(|head| !head.reader.checksums)
     }
 
     /// The block locks. They belong to the image, so that a snapshot's switch does not come between a request that has

@@ -4,7 +4,7 @@
 //! it through; any number of runners may be under way. The first request that finds the list without a woken runner
 //! wakes one, which runs behind the other tasks of that turn and so finds their requests too.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::ops::Deref;
@@ -74,6 +74,8 @@ pub struct ImageQueue<S: Storage> {
     here: RefCell<Rc<Here<S>>>,
     ready: RefCell<Ready>,
     bounces: RefCell<Vec<IoBuf>>,
+    /// The host has refused to write from memory that only the kernel reaches.
+    pub(super) unseen_refused: Cell<bool>,
 }
 
 impl<S: Storage> ImageQueue<S> {
@@ -81,7 +83,8 @@ impl<S: Storage> ImageQueue<S> {
     /// flight.
     pub fn new(image: Arc<Image<S>>) -> Rc<ImageQueue<S>> {
         let here = RefCell::new(Rc::new(Here { chain: image.chain(), space: Rc::default() }));
-        Rc::new(ImageQueue { image, here, ready: RefCell::default(), bounces: RefCell::default() })
+        let (ready, bounces) = (RefCell::default(), RefCell::default());
+        Rc::new(ImageQueue { image, here, ready, bounces, unseen_refused: Cell::new(false) })
     }
 
     /// The image.

@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::layers::Chain;
 use super::queue::ImageQueue;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::map::{LayerTag, Mapped, RunSource};
 use crate::storage::{BUF_ALIGN, File, IoBuf, Storage, finish_read};
 use crate::units::{BLOCK, BLOCK_SIZE, PBlock, SPAN_BLOCKS, VBlock};
@@ -69,6 +69,26 @@ impl<S: Storage> ImageQueue<S> {
             return Ok(());
         }
         self.read_aligned(first, buf).await
+    }
+
+    /// As [`ImageQueue::read_blocks`], into memory that only the kernel reaches. `false`: some of it is zeros, has checksums,
+    /// or lies so that the host refuses the memory.
+    pub(super) async fn read_blocks_unseen(&self, first: VBlock, buf: &IoBuf) -> Result<bool> {
+        let _guard = self.image.readers.enter();
+        loop {
+            let chain = self.here();
+            let plan = chain.plan(first, buf.len() / BLOCK_SIZE).await?;
+            if !chain.knows(&plan) {
+                continue;
+            }
+            if !chain.can_move_unseen(first, &plan) {
+                return Ok(false);
+            }
+            return match chain.move_bytes(first, buf, &plan).await {
+                Err(e) if e.kind() == Kind::Io => Ok(false),
+                moved => moved.map(|()| true),
+            };
+        }
     }
 
     async fn read_aligned(&self, first: VBlock, buf: &IoBuf) -> Result<()> {
@@ -195,6 +215,18 @@ impl<S: Storage> Chain<S> {
             }
         }
         result
+    }
+
+    /// True if nobody need see what the plan reads, or make up what is not there.
+    fn can_move_unseen(&self, first: VBlock, plan: &Plan) -> bool {
+        plan.segments.iter().all(|segment| match segment.source {
+            Source::Zero => false,
+            Source::Base => {
+                let end = first.plus((segment.at + segment.blocks) as u64).pos();
+                self.base.as_ref().is_some_and(|base| end <= base.size)
+            }
+            Source::Data(tag, _) => self.layer(tag).is_some_and(|layer| !layer.reader.checksums),
+        })
     }
 
     fn position(&self, first: VBlock, segment: &Segment) -> Option<(&S::File, u64)> {

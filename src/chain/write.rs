@@ -1,6 +1,7 @@
 //! Requests: bounds, alignment, locks (W3), and what each kind becomes.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use super::image::{FailedRequest, OpCounts};
 use super::queue::{ImageQueue, Stamp};
@@ -103,6 +104,29 @@ impl<S: Storage> ImageQueue<S> {
         let bounce = self.bounce(buf.len());
         bounce.buf.copy_buf(0, &buf);
         self.submit(WriteItem::Data(blocks.start, bounce.buf.clone())).await
+    }
+
+    /// Writes from memory that only the kernel reaches. `None`: the bytes have to be seen, as the head has checksums, or the
+    /// range is none of whole blocks, or the host refuses such memory.
+    async fn do_write_unseen(&self, pos: u64, buf: &IoBuf) -> Result<Option<Stamp>> {
+        let len = buf.len() as u64;
+        self.check_range(pos, len)?;
+        let whole = block_aligned(pos, len) && (1..=MAX_REQUEST_BYTES).contains(&len);
+        if !whole || self.unseen_refused.get() || self.here().writable()?.reader.checksums {
+            return Ok(None);
+        }
+        let blocks = Self::blocks_around(pos, len);
+        let _shared = self.image.locks().lock(blocks.clone(), false).await;
+        self.look_again(pos, len)?;
+        match self.submit(WriteItem::Data(blocks.start, buf.clone())).await {
+            // The same bytes from other memory tell whether it is that. The blocks that were tried rest until the next
+            // open, so it is not tried again.
+            Err(e) if e.kind() == Kind::Io => {
+                self.unseen_refused.set(true);
+                Ok(None)
+            }
+            written => written.map(Some),
+        }
     }
 
     /// Reads the old bytes of the first and last block, and writes whole blocks; alone on them (W3).
@@ -219,6 +243,33 @@ impl<S: Storage> crate::device::Queue for ImageQueue<S> {
         let written = self.do_write(pos, &buf).await;
         let result = self.finish(written, fua).await;
         self.answer(&self.image.counters.write, place("write", pos, buf.len() as u64), result)
+    }
+
+    async fn read_unseen(&self, pos: u64, buf: IoBuf) -> std::result::Result<bool, Errno> {
+        let len = buf.len() as u64;
+        if !block_aligned(pos, len) || len == 0 || self.check_range(pos, len).is_err() {
+            return Ok(false);
+        }
+        match self.read_blocks_unseen(VBlock::holding(pos), &buf).await {
+            Ok(false) => Ok(false),
+            moved => {
+                let result = moved.and_then(|_| self.look_again(pos, len));
+                self.image.counters.unseen.fetch_add(1, Ordering::Relaxed);
+                self.answer(&self.image.counters.read, place("read", pos, len), result).map(|()| true)
+            }
+        }
+    }
+
+    async fn write_unseen(&self, pos: u64, buf: IoBuf, fua: bool) -> std::result::Result<bool, Errno> {
+        let written = match self.do_write_unseen(pos, &buf).await {
+            Ok(None) => return Ok(false),
+            Ok(Some(stamp)) => Ok(stamp),
+            Err(e) => Err(e),
+        };
+        let result = self.finish(written, fua).await;
+        self.image.counters.unseen.fetch_add(1, Ordering::Relaxed);
+        let place = place("write", pos, buf.len() as u64);
+        self.answer(&self.image.counters.write, place, result).map(|()| true)
     }
 
     async fn flush(&self) -> std::result::Result<(), Errno> {

@@ -137,9 +137,15 @@ impl Batch {
                 WriteItem::Data(vblock, buf) => (*vblock, buf),
             };
             let mut at = 0;
+            // An entry of a buffer table goes into no operation with others.
+            let alone = |(_, vecs): &(PBlock, IoVecs)| vecs.entry() != buf.entry() || buf.entry().is_some();
+            let mut begin = writes.last().is_some_and(alone);
             while at < buf.len() {
-                if run.blocks == 0 {
+                let over = run.blocks == 0;
+                if over {
                     run = runs.next().expect("as many blocks were reserved as are written");
+                }
+                if std::mem::take(&mut begin) || over {
                     let mut vecs = spare.pop().unwrap_or_default();
                     vecs.clear();
                     writes.push((run.first, vecs));
@@ -172,14 +178,17 @@ pub enum Written {
     Moved,
 }
 
+/// Writes of a batch without an allocation; one for each run of blocks, or for each request whose data nobody sees.
+const WRITES: usize = 8;
+
 /// The writes of a batch's data.
-type FlyingData<S> = SmallVec<[Flying<S>; 4]>;
+type FlyingData<S> = SmallVec<[Flying<S>; WRITES]>;
 
 /// Waits for all of them.
 async fn finish_data<F: File>(
     file: &F,
     batch: &mut Batch,
-    flying: SmallVec<[(PBlock, usize, F::Op); 4]>,
+    flying: SmallVec<[(PBlock, usize, F::Op); WRITES]>,
 ) -> Result<()> {
     let mut result = Ok(());
     for (pblock, len, op) in flying {

@@ -134,6 +134,25 @@ impl Runtime {
         Ok(Runtime { inner })
     }
 
+    /// Makes a buffer table of `count` empty entries, for drivers that put pages into it.
+    ///
+    /// # Errors
+    /// Before Linux 5.19.
+    pub fn make_entries(&self, count: u16) -> io::Result<()> {
+        self.inner.ring.borrow().submitter().register_buffers_sparse(count.into())
+    }
+
+    /// Makes a buffer table of this memory.
+    #[cfg(feature = "sim")]
+    pub fn register(&self, bufs: &[IoBuf]) -> io::Result<()> {
+        let list: Vec<_> = bufs
+            .iter()
+            .map(|buf| libc::iovec { iov_base: buf.as_ptr().cast(), iov_len: buf.len() })
+            .collect();
+        // SAFETY: the kernel holds on to the pages by itself; the caller keeps the memory as long as it uses the entries.
+        unsafe { self.inner.ring.borrow().submitter().register_buffers(&list) }
+    }
+
     /// Runs `future`, and every task spawned meanwhile, until `future` is done. Tasks that are not done then
     /// stay where they are until the next `block_on`, or the drop of the runtime.
     ///

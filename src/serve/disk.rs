@@ -47,6 +47,10 @@ impl Disk for ImageDisk {
         self.image.geometry()
     }
 
+    fn moves_unseen(&self) -> bool {
+        self.image.moves_unseen()
+    }
+
     fn queue(&self, _index: usize) -> Rc<ServedQueue> {
         let queue = ImageQueue::new(self.image.clone());
         for _ in 0..self.runners {
@@ -78,6 +82,12 @@ impl Queue for ServedQueue {
     }
     fn write(&self, pos: u64, buf: IoBuf, fua: bool) -> impl Future<Output = Result<(), Errno>> {
         self.clock.time(Operation::Write, self.queue.write(pos, buf, fua))
+    }
+    fn read_unseen(&self, pos: u64, buf: IoBuf) -> impl Future<Output = Result<bool, Errno>> {
+        self.clock.time_if_done(Operation::Read, self.queue.read_unseen(pos, buf))
+    }
+    fn write_unseen(&self, pos: u64, buf: IoBuf, fua: bool) -> impl Future<Output = Result<bool, Errno>> {
+        self.clock.time_if_done(Operation::Write, self.queue.write_unseen(pos, buf, fua))
     }
     fn flush(&self) -> impl Future<Output = Result<(), Errno>> {
         self.clock.time(Operation::Flush, self.queue.flush())

@@ -157,6 +157,22 @@ impl Clock {
         result
     }
 
+    /// Runs what may turn out to be no request yet (`false`), which is not counted.
+    pub(super) async fn time_if_done<E>(
+        &self,
+        operation: Operation,
+        request: impl Future<Output = Result<bool, E>>,
+    ) -> Result<bool, E> {
+        let running = Running::new(&self.times.running);
+        let begin = Instant::now();
+        let result = request.await;
+        if !matches!(result, Ok(false)) {
+            self.record(operation, begin.elapsed());
+        }
+        drop(running);
+        result
+    }
+
     fn record(&self, operation: Operation, time: Duration) {
         let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let times = &self.times.operations[operation as usize];

@@ -187,6 +187,9 @@ pub struct ImageStatus {
     /// Requests that run now.
     #[serde(default)]
     pub running: Option<u64>,
+    /// Reads and writes whose data went by without being copied.
+    #[serde(default)]
+    pub zero_copy: Option<u64>,
     /// How long requests took.
     #[serde(default)]
     pub latencies: Option<Latencies>,
@@ -237,6 +240,7 @@ impl ImageStatus {
             bytes: None,
             failed: None,
             running: None,
+            zero_copy: None,
             latencies: None,
             errors: Vec::new(),
             jobs: Vec::new(),
@@ -293,6 +297,7 @@ impl ImageStatus {
             requests: Some(sum(|of| of.requests.load(Ordering::Relaxed))),
             bytes: Some(sum(|of| of.bytes.load(Ordering::Relaxed))),
             failed: Some(sum(|of| of.errors.load(Ordering::Relaxed))),
+            zero_copy: Some(counters.unseen.load(Ordering::Relaxed)),
             errors: image.failures().iter().map(|failure| Trouble::of(failure, &entry.path)).collect(),
             jobs: jobs.collect(),
             journal: head.as_ref().map(journal),

@@ -3,6 +3,9 @@
 //! An [`IoBuf`] is a counted view of such memory. Every operation keeps a clone until its completion, so memory
 //! never goes away under the kernel, also when the future that waits for it is dropped. Because a guest or the
 //! kernel may change the bytes at any moment, no Rust reference to them is ever handed out: all access copies.
+//!
+//! Some memory only the kernel can reach: an entry of the ring's buffer table, such as the pages of a ublk request
+//! (zero copy). A view of it can be sliced and handed to reads and writes, and that is all.
 #![expect(unsafe_code, reason = "raw memory shared with the kernel; the only file that touches it")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -18,11 +21,10 @@ const MALLOC_ALIGN: usize = 16;
 
 #[derive(Debug)]
 struct Memory {
-    /// What the allocator gave.
-    whole: NonNull<u8>,
-    layout: Layout,
-    /// The first page border in it.
-    start: NonNull<u8>,
+    /// What the allocator gave; `None`: the memory is somebody else's.
+    whole: Option<(NonNull<u8>, Layout)>,
+    /// The first page border in it. Where the kernel counts from the beginning of an entry, 0.
+    start: *mut u8,
 }
 
 // SAFETY: plain bytes; all access goes through raw pointer copies and nobody relies on the bytes being stable.
@@ -32,8 +34,10 @@ unsafe impl Sync for Memory {}
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout in `IoBuf::zeroed`, freed once, when the last view goes.
-        unsafe { dealloc(self.whole.as_ptr(), self.layout) }
+        if let Some((whole, layout)) = self.whole {
+            // SAFETY: allocated with this layout in `IoBuf::zeroed`, freed once, when the last view goes.
+            unsafe { dealloc(whole.as_ptr(), layout) }
+        }
     }
 }
 
@@ -43,6 +47,8 @@ pub struct IoBuf {
     memory: Arc<Memory>,
     start: usize,
     len: usize,
+    /// The entry of the ring's buffer table that the memory is; nobody but the kernel reaches it then.
+    entry: Option<u16>,
 }
 
 impl IoBuf {
@@ -57,8 +63,35 @@ impl IoBuf {
         let Some(whole) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
         let skip = whole.as_ptr().align_offset(BUF_ALIGN);
         // SAFETY: `skip` is below BUF_ALIGN, and so many bytes more than `len` were allocated.
-        let start = unsafe { whole.add(skip) };
-        IoBuf { memory: Arc::new(Memory { whole, layout, start }), start: 0, len }
+        let start = unsafe { whole.add(skip) }.as_ptr();
+        let memory = Memory { whole: Some((whole, layout)), start };
+        IoBuf { memory: Arc::new(memory), start: 0, len, entry: None }
+    }
+
+    /// Views of the first `count` entries of the buffer table of the ring that they are used on, of `len` bytes each.
+    pub fn entries(count: u16, len: usize) -> Vec<IoBuf> {
+        let memory = Arc::new(Memory { whole: None, start: std::ptr::null_mut() });
+        let entry = |index| IoBuf { memory: memory.clone(), start: 0, len, entry: Some(index) };
+        (0..count).map(entry).collect()
+    }
+
+    /// This memory as entry `index` of a buffer table: it is registered there, or a simulated kernel's.
+    #[cfg(feature = "sim")]
+    #[must_use]
+    pub fn as_entry(&self, index: u16) -> IoBuf {
+        IoBuf { entry: Some(index), ..self.clone() }
+    }
+
+    /// What [`IoBuf::as_entry`] was made of, for the simulated kernel.
+    #[cfg(feature = "sim")]
+    #[must_use]
+    pub fn by_kernel(&self) -> IoBuf {
+        IoBuf { entry: None, ..self.clone() }
+    }
+
+    /// The entry of the ring's buffer table that the memory is, if it is one: then the bytes cannot be seen.
+    pub const fn entry(&self) -> Option<u16> {
+        self.entry
     }
 
     /// A new buffer with a copy of `bytes`.
@@ -76,10 +109,15 @@ impl IoBuf {
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
-    /// Address of the first byte, for the kernel.
+    /// Address of the first byte, for the kernel; of an entry of a buffer table what it calls so.
     pub fn as_ptr(&self) -> *mut u8 {
-        // SAFETY: `start` lies within the allocation (checked in `slice`).
-        unsafe { self.memory.start.as_ptr().add(self.start) }
+        self.memory.start.wrapping_add(self.start)
+    }
+
+    /// Address of the first byte of memory that can be reached: within its allocation, as `slice` has checked.
+    fn bytes(&self) -> *mut u8 {
+        assert!(self.entry.is_none(), "only the kernel reaches an entry of a buffer table");
+        self.as_ptr()
     }
 
     /// Views of the same memory, this one included: operations in flight hold theirs.
@@ -91,35 +129,35 @@ impl IoBuf {
     #[must_use]
     pub fn slice(&self, range: Range<usize>) -> IoBuf {
         assert!(range.start <= range.end && range.end <= self.len, "slice outside of the buffer");
-        IoBuf { memory: self.memory.clone(), start: self.start + range.start, len: range.end - range.start }
+        IoBuf { start: self.start + range.start, len: range.end - range.start, ..self.clone() }
     }
 
     /// Copies `bytes` to offset `at`.
     pub fn copy_from(&self, at: usize, bytes: &[u8]) {
         assert!(at.checked_add(bytes.len()).is_some_and(|end| end <= self.len), "copy outside of the buffer");
         // SAFETY: the destination range was checked; `bytes` is a reference, so it cannot overlap this memory.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.as_ptr().add(at), bytes.len()) }
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.bytes().add(at), bytes.len()) }
     }
 
     /// Copies from offset `at` into `bytes`.
     pub fn copy_to(&self, at: usize, bytes: &mut [u8]) {
         assert!(at.checked_add(bytes.len()).is_some_and(|end| end <= self.len), "copy outside of the buffer");
         // SAFETY: the source range was checked; `bytes` is a unique reference, so it cannot overlap this memory.
-        unsafe { std::ptr::copy_nonoverlapping(self.as_ptr().add(at), bytes.as_mut_ptr(), bytes.len()) }
+        unsafe { std::ptr::copy_nonoverlapping(self.bytes().add(at), bytes.as_mut_ptr(), bytes.len()) }
     }
 
     /// Copies `from` to offset `at`; the two may be views of the same memory.
     pub fn copy_buf(&self, at: usize, from: &IoBuf) {
         assert!(at.checked_add(from.len).is_some_and(|end| end <= self.len), "copy outside of the buffer");
         // SAFETY: both ranges were checked; `copy` allows overlap.
-        unsafe { std::ptr::copy(from.as_ptr(), self.as_ptr().add(at), from.len) }
+        unsafe { std::ptr::copy(from.bytes(), self.bytes().add(at), from.len) }
     }
 
     /// Sets the bytes `range` to zero.
     pub fn zero(&self, range: Range<usize>) {
         let view = self.slice(range);
         // SAFETY: `slice` checked the range.
-        unsafe { std::ptr::write_bytes(view.as_ptr(), 0, view.len) }
+        unsafe { std::ptr::write_bytes(view.bytes(), 0, view.len) }
     }
 
     /// A copy of the bytes.
@@ -136,14 +174,14 @@ impl IoBuf {
         // SAFETY: the range is within the allocation, which lives as long as `self`. The slice does not outlive
         // this statement; a concurrent change by the kernel or a guest yields a wrong sum, which is what a
         // checksum is for.
-        hasher.update(unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len) });
+        hasher.update(unsafe { std::slice::from_raw_parts(self.bytes(), self.len) });
         hasher.finalize()
     }
 
     /// True if all bytes are zero.
     pub fn is_zero(&self) -> bool {
         // SAFETY: as in `crc32`.
-        let bytes = unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len) };
+        let bytes = unsafe { std::slice::from_raw_parts(self.bytes(), self.len) };
         // SAFETY: any bytes are a valid u128.
         let (head, body, tail) = unsafe { bytes.align_to::<u128>() };
         head.iter().chain(tail).all(|&b| b == 0) && body.iter().all(|&w| w == 0)
@@ -175,6 +213,7 @@ impl IoVecs {
     pub fn push(&mut self, buf: IoBuf) {
         if let (Some(last), Some(raw)) = (self.bufs.last_mut(), self.raw.last_mut())
             && Arc::ptr_eq(&last.memory, &buf.memory)
+            && last.entry == buf.entry
             && last.start + last.len == buf.start
         {
             last.len += buf.len;
@@ -200,6 +239,12 @@ impl IoVecs {
     /// The buffers in order.
     pub fn bufs(&self) -> &[IoBuf] {
         &self.bufs
+    }
+    /// The entry of the ring's buffer table that the bytes are in. Others don't go with it into one operation.
+    pub fn entry(&self) -> Option<u16> {
+        let entry = self.bufs.first().and_then(IoBuf::entry);
+        debug_assert!(self.bufs.len() == 1 || self.bufs.iter().all(|buf| buf.entry.is_none()));
+        entry
     }
     /// The array for the kernel; valid until the list changes.
     pub fn raw(&self) -> &[libc::iovec] {
@@ -258,5 +303,25 @@ mod tests {
     #[should_panic(expected = "outside of the buffer")]
     fn a_copy_past_the_end_panics() {
         IoBuf::zeroed(4096).copy_from(4000, &[0; 97]);
+    }
+
+    #[test]
+    fn entries_of_a_table_are_told_apart_and_counted_from_their_beginning() {
+        let entries = IoBuf::entries(3, 8192);
+        assert_eq!(entries.iter().map(IoBuf::entry).collect::<Vec<_>>(), [Some(0), Some(1), Some(2)]);
+        let part = entries[1].slice(4096..8192);
+        assert_eq!((part.as_ptr() as usize, part.len(), part.entry()), (4096, 4096, Some(1)));
+        let mut vecs = IoVecs::one(entries[1].slice(0..4096));
+        vecs.push(part);
+        assert_eq!((vecs.bufs().len(), vecs.entry()), (1, Some(1)), "neighbours join");
+        let mut two = IoVecs::one(entries[1].slice(0..4096));
+        two.push(entries[2].slice(4096..8192));
+        assert_eq!(two.bufs().len(), 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "only the kernel")]
+    fn an_entry_of_a_table_cannot_be_seen() {
+        IoBuf::entries(1, 4096)[0].crc32(0);
     }
 }

@@ -64,16 +64,26 @@ impl File for UringFile {
     type Op = FileOp;
 
     fn read(&self, buf: IoBuf, pos: u64) -> FileOp {
-        let entry = opcode::Read::new(self.target(), buf.as_ptr(), buf.len() as u32).offset(pos).build();
+        let (address, len) = (buf.as_ptr(), buf.len() as u32);
+        let entry = match buf.entry() {
+            None => opcode::Read::new(self.target(), address, len).offset(pos).build(),
+            Some(index) => opcode::ReadFixed::new(self.target(), address, len, index).offset(pos).build(),
+        };
         FileOp(runtime::submit(entry, Payload::Buf(buf)))
     }
 
     fn write(&self, vecs: IoVecs, pos: u64) -> FileOp {
-        let entry = match vecs.raw() {
-            [one] => {
+        let entry = match (vecs.raw(), vecs.entry()) {
+            ([one], Some(index)) => {
+                let (address, len) = (one.iov_base.cast_const().cast(), one.iov_len as u32);
+                opcode::WriteFixed::new(self.target(), address, len, index).offset(pos).build()
+            }
+            ([one], None) => {
                 opcode::Write::new(self.target(), one.iov_base.cast(), one.iov_len as u32).offset(pos).build()
             }
-            raw => opcode::Writev::new(self.target(), raw.as_ptr(), raw.len() as u32).offset(pos).build(),
+            (raw, _) => {
+                opcode::Writev::new(self.target(), raw.as_ptr(), raw.len() as u32).offset(pos).build()
+            }
         };
         FileOp(runtime::submit(entry, Payload::Vecs(vecs)))
     }

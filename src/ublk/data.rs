@@ -19,8 +19,8 @@ use crate::storage::{Arena, BUF_ALIGN, IoBuf, PageRun};
 pub(super) enum Data {
     /// One buffer for each tag: all of them, and the size of each.
     Tags(IoBuf, usize),
-    /// The server copies.
-    Pool(Pool),
+    /// The server copies; or it moves what it need not see, by way of an entry of the ring's buffer table for each tag.
+    Pool(Pool, Vec<IoBuf>),
 }
 
 impl Data {
@@ -35,10 +35,10 @@ impl Data {
     }
 
     /// Shares `memory`, which has [`Data::bytes`], among the requests.
-    pub(super) fn new(copy: CopyMode, memory: IoBuf, depth: u16, max_io: usize) -> Data {
+    pub(super) fn new(copy: CopyMode, memory: IoBuf, entries: Vec<IoBuf>, depth: u16, max_io: usize) -> Data {
         match copy {
             CopyMode::AtFetch | CopyMode::GetData => Data::Tags(memory, max_io),
-            CopyMode::UserCopy => Data::Pool(Pool::new(memory, usize::from(depth))),
+            CopyMode::UserCopy => Data::Pool(Pool::new(memory, usize::from(depth)), entries),
         }
     }
 
@@ -49,7 +49,17 @@ impl Data {
                 let start = usize::from(tag) * size;
                 Some(all.slice(start..start + size))
             }
-            Data::Pool(_) => None,
+            Data::Pool(_, entries) => entries.get(usize::from(tag)).cloned(),
+        }
+    }
+
+    /// Where the kernel has put the `len` bytes of data of the request that `tag` has; `None`: nowhere.
+    pub(super) fn unseen(&self, tag: u16, len: usize) -> Option<IoBuf> {
+        match self {
+            Data::Tags(..) => None,
+            Data::Pool(_, entries) => {
+                entries.get(usize::from(tag)).filter(|_| len > 0).map(|entry| entry.slice(0..len))
+            }
         }
     }
 
@@ -60,7 +70,7 @@ impl Data {
                 let start = usize::from(tag) * size;
                 Lent { buf: all.slice(start..start + len), pages: None }
             }
-            Data::Pool(pool) => pool.lend(len).await,
+            Data::Pool(pool, _) => pool.lend(len).await,
         }
     }
 }
@@ -163,7 +173,7 @@ mod tests {
     }
 
     fn pool(pages: usize) -> Data {
-        Data::Pool(Pool::new(IoBuf::zeroed(pages * BUF_ALIGN), 4))
+        Data::Pool(Pool::new(IoBuf::zeroed(pages * BUF_ALIGN), 4), Vec::new())
     }
 
     #[test]
@@ -178,12 +188,22 @@ mod tests {
 
     #[test]
     fn each_tag_has_a_buffer_of_its_own_when_the_driver_copies() {
-        let data = Data::new(CopyMode::GetData, IoBuf::zeroed(4 * 8192), 4, 8192);
+        let data = Data::new(CopyMode::GetData, IoBuf::zeroed(4 * 8192), Vec::new(), 4, 8192);
         let buffers: Vec<IoBuf> = (0..4).filter_map(|tag| data.named(tag)).collect();
         assert_eq!(buffers.iter().map(IoBuf::len).collect::<Vec<_>>(), [8192; 4]);
         let Poll::Ready(lent) = poll(pin!(data.lend(2, 512))) else { panic!("it never waits") };
         assert_eq!((lent.buf.as_ptr(), lent.buf.len()), (buffers[2].as_ptr(), 512));
         assert!(pool(4).named(2).is_none());
+    }
+
+    #[test]
+    fn each_tag_has_an_entry_for_what_nobody_sees() {
+        let entries = IoBuf::entries(4, 8192);
+        let data = Data::new(CopyMode::UserCopy, IoBuf::zeroed(4 * 8192), entries, 4, 8192);
+        assert_eq!(data.named(3).and_then(|buf| buf.entry()), Some(3));
+        assert_eq!(data.unseen(2, 512).map(|buf| (buf.entry(), buf.len())), Some((Some(2), 512)));
+        assert!(data.unseen(2, 0).is_none(), "a flush has no pages");
+        assert!(pool(4).unseen(2, 512).is_none());
     }
 
     #[test]

@@ -83,8 +83,8 @@ impl StartOptions {
         Err(Error::new(Kind::Usage, format!("ublk cannot have {wrong}")))
     }
 
-    const fn wish(&self) -> Wish {
-        Wish { copy: self.copy, on_death: self.on_death, choice: self.features }
+    const fn wish(&self, unseen: bool) -> Wish {
+        Wish { copy: self.copy, on_death: self.on_death, choice: self.features, unseen }
     }
 
     fn request(&self, features: Features) -> CtrlDevInfo {
@@ -131,7 +131,7 @@ impl<K: Driver> Device<K> {
         params::build(&disk.geometry(), options.max_io)?;
         let mut control = Control::open_on(driver)?;
         control.leave_out(options.features.off);
-        let wish = options.wish();
+        let wish = options.wish(disk.moves_unseen());
         let flags = wish.ask(control.features())?;
         let info = control.add_device(&options.request(flags))?;
         let mut device = Device::new(driver.clone(), control, info, options.features.off);
@@ -185,7 +185,7 @@ impl<K: Driver> Device<K> {
 
     /// Starts a thread for each queue; when this returns they need nothing more than the character device.
     pub(super) fn prepare_threads<D: Disk>(&mut self, disk: &D) -> Result<()> {
-        let copy = self.copy_mode();
+        let (copy, unseen) = (self.copy_mode(), self.features().has(flag::AUTO_BUF_REG));
         let control = self.control.get_mut();
         let commands = Commands::new(|command| control.encode(command));
         let CtrlDevInfo { dev_id: device, queue_depth: depth, nr_hw_queues, max_io_buf_bytes, .. } =
@@ -194,7 +194,7 @@ impl<K: Driver> Device<K> {
         for index in 0..nr_hw_queues {
             let cpus = control.queue_affinity(device, index)?;
             let max_io = max_io_buf_bytes as usize;
-            let spec = QueueSpec { device, index, depth, max_io, copy, cpus, commands };
+            let spec = QueueSpec { device, index, depth, max_io, copy, unseen, cpus, commands };
             let (thread, answer) = QueueThread::spawn(&self.driver, disk, spec)?;
             self.threads.push(thread);
             answers.push(answer);

@@ -60,7 +60,8 @@ pub trait CharDevice: Clone + Debug + Send + Sync + 'static {
     /// The descriptor of `tag`; valid after a fetch of the tag has completed, until its commit.
     fn descriptor(descriptors: &Self::Descriptors, tag: u16) -> IoDesc;
     /// Starts `command` on the ring of the calling thread. `buf` is the tag's buffer, which the driver reads and writes
-    /// until the tag's next command; its address goes into the payload, or 0 without one.
+    /// until the tag's next command; its address goes into the payload, or 0 without one. If it is an entry of the ring's
+    /// buffer table, the driver puts the pages of the tag's next request there instead (AUTO_BUF_REG).
     fn io(&self, command: u32, payload: IoCmd, buf: Option<IoBuf>) -> Self::Op;
     /// Fills `buf` with the data of the write that `tag` of `queue` has (USER_COPY). Copies memory and never waits.
     fn copy_from_request(&self, queue: u16, tag: u16, buf: &IoBuf) -> io::Result<()>;
@@ -81,6 +82,10 @@ pub struct ThreadSpec {
     pub operations: u32,
     /// Bytes of buffers.
     pub buffer_bytes: usize,
+    /// Entries of the ring's buffer table.
+    pub entries: u16,
+    /// Bytes of the largest request.
+    pub max_io: usize,
 }
 
 /// What a prepared thread has.
@@ -88,6 +93,8 @@ pub struct ThreadSpec {
 pub struct Ready {
     /// As many bytes as were asked for.
     pub buffers: IoBuf,
+    /// As many as were asked for.
+    pub entries: Vec<IoBuf>,
     /// What could not be had and is not vital.
     pub warnings: Vec<String>,
 }

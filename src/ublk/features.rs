@@ -126,7 +126,8 @@ impl FromStr for FeatureChoice {
 ///
 /// Not used: PER_IO_DAEMON (always on: tags of a queue may have several threads, ours has one), BATCH_IO (one command for
 /// the commits of many tags, where the ring already submits all commands of a turn with one system call), BUF_REG_OFF_DAEMON,
-/// SUPPORT_ZERO_COPY, AUTO_BUF_REG and SHMEM_ZC (the server must see the bytes for their checksums).
+/// SUPPORT_ZERO_COPY and SHMEM_ZC (AUTO_BUF_REG does the same without a command for each request, or without clients that
+/// share memory).
 const WANTED: u64 = flag::URING_CMD_COMP_IN_TASK
     | flag::CMD_IOCTL_ENCODE
     | flag::UPDATE_SIZE
@@ -138,14 +139,14 @@ const SPOKEN: u64 = WANTED
     | OnDeath::Wait.features()
     | OnDeath::Fail.features()
     | CopyMode::GetData.feature().0
-    | CopyMode::UserCopy.feature().0;
+    | CopyMode::UserCopy.feature().0
+    | flag::AUTO_BUF_REG;
 
 /// Flags that change what a fetch delivers or a commit expects, in ways that this server does not speak.
 const FOREIGN: Features = Features(
     flag::SUPPORT_ZERO_COPY
         | flag::UNPRIVILEGED_DEV
         | flag::ZONED
-        | flag::AUTO_BUF_REG
         | flag::BATCH_IO
         | flag::INTEGRITY
         | flag::SHMEM_ZC
@@ -206,6 +207,8 @@ pub(super) struct Wish {
     pub(super) copy: Option<CopyMode>,
     pub(super) on_death: OnDeath,
     pub(super) choice: FeatureChoice,
+    /// The disk need not see most of its data.
+    pub(super) unseen: bool,
 }
 
 impl Wish {
@@ -218,8 +221,13 @@ impl Wish {
         // With both the driver takes the second.
         let get_data = on.has(flag::NEED_GET_DATA);
         let copy = if get_data { CopyMode::GetData } else { self.copy.unwrap_or(CopyMode::BEST) };
-        let wanted = WANTED | copy.feature().0 | self.on_death.features() | on.0;
+        // Whoever moves what it does not see copies what it must see.
+        let unseen = if self.unseen && copy == CopyMode::UserCopy { flag::AUTO_BUF_REG } else { 0 };
+        let wanted = WANTED | copy.feature().0 | self.on_death.features() | unseen | on.0;
         let mut ask = wanted & !off.0 & offered.0;
+        if ask & flag::USER_COPY == 0 {
+            ask &= !flag::AUTO_BUF_REG;
+        }
         if ask & flag::USER_RECOVERY == 0 {
             ask &= !(OnDeath::Wait.features() | OnDeath::Fail.features());
         }
@@ -256,7 +264,10 @@ const fn legal(flags: u64) -> bool {
 
 /// Checks the flags of a device, as ADD_DEV or GET_DEV_INFO gave them back.
 pub(super) fn accept(given: Features) -> Result<Features> {
-    let foreign = Features(given.0 & FOREIGN.0);
+    let mut foreign = Features(given.0 & FOREIGN.0);
+    if !given.has(flag::USER_COPY) {
+        foreign.0 |= given.0 & flag::AUTO_BUF_REG;
+    }
     if foreign != Features::default() {
         let message = format!("the ublk device has features that this server does not speak: {foreign:?}");
         return Err(Error::new(Kind::Unsupported, message));
@@ -286,6 +297,23 @@ mod tests {
         assert_eq!(ask(CopyMode::GetData, Some(Features::default())).0, 0);
         let all = ask(CopyMode::AtFetch, None);
         assert!(all.has(flag::QUIESCE | flag::NO_AUTO_PART_SCAN) && all.0 & !SPOKEN == 0);
+    }
+
+    #[test]
+    fn what_need_not_be_seen_is_moved_only_where_the_rest_can_be_copied() {
+        let ask = |unseen, copy, choice: &str| {
+            let wish = Wish { unseen, copy, ..wish(OnDeath::Wait, choice) };
+            wish.ask(None).unwrap().0 & (flag::USER_COPY | flag::AUTO_BUF_REG)
+        };
+        let (copy, both) = (flag::USER_COPY, flag::USER_COPY | flag::AUTO_BUF_REG);
+        assert_eq!(ask(true, None, ""), both);
+        assert_eq!(ask(false, None, ""), copy);
+        assert_eq!(ask(false, None, "+AUTO_BUF_REG"), both);
+        assert_eq!(ask(true, None, "-AUTO_BUF_REG"), copy);
+        assert_eq!(ask(true, None, "-USER_COPY"), 0);
+        assert_eq!(ask(true, Some(CopyMode::AtFetch), ""), 0);
+        assert!(accept(Features(flag::AUTO_BUF_REG)).is_err());
+        accept(Features(both)).unwrap();
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::features::CopyMode;
 use super::mailbox::{Mailbox, Order};
 use super::request::{self, Request};
 use super::stats::QueueStats;
-use super::uapi::{Command, IoCmd, IoDesc, io, io_result};
+use super::uapi::{Command, IoCmd, IoDesc, io, io_flag, io_result};
 use crate::device::{Disk, Errno, Queue};
 use crate::{Error, Kind, Result};
 
@@ -52,6 +52,8 @@ pub(super) struct QueueSpec {
     /// Bytes of the largest request.
     pub(super) max_io: usize,
     pub(super) copy: CopyMode,
+    /// The driver puts the pages of requests into the ring's buffer table (AUTO_BUF_REG).
+    pub(super) unseen: bool,
     /// CPUs whose requests the queue gets, one bit each.
     pub(super) cpus: Vec<u8>,
     pub(super) commands: Commands,
@@ -86,6 +88,8 @@ impl<K: Driver> QueueThread<K> {
             cpus: spec.cpus.clone(),
             operations: u32::from(spec.depth) * 2,
             buffer_bytes: Data::bytes(spec.copy, spec.depth, spec.max_io),
+            entries: if spec.unseen { spec.depth } else { 0 },
+            max_io: spec.max_io,
         };
         let main = Main::<D, K> {
             disk: disk.clone(),
@@ -175,7 +179,7 @@ impl<D: Disk, K: Driver> QueueMain for Main<D, K> {
         let queue = disk.queue(usize::from(spec.index));
         // Whoever waits for the answer may have given up.
         let _ = prepared.send(Ok(ready.warnings));
-        let data = Data::new(spec.copy, ready.buffers, spec.depth, spec.max_io);
+        let data = Data::new(spec.copy, ready.buffers, ready.entries, spec.depth, spec.max_io);
         let served = Served::<D::Queue, K> { spec, queue, data, stats, state: State::new() };
         serve(Rc::new(served), &orders.0).await;
     }
@@ -250,7 +254,7 @@ impl<Q: Queue, K: Driver> Served<Q, K> {
     async fn execute(&self, tag: u16, desc: &IoDesc) -> i32 {
         self.stats.begin();
         let outcome = match Request::parse(desc, self.spec.max_io) {
-            Ok(request) => self.run(tag, request).await,
+            Ok(request) => self.run(tag, request, desc.op_flags & io_flag::NEED_REG_BUF == 0).await,
             Err(errno) => Err(errno),
         };
         let bytes = u64::from(desc.nr_sectors) * crate::units::SECTOR;
@@ -258,7 +262,14 @@ impl<Q: Queue, K: Driver> Served<Q, K> {
         outcome.unwrap_or_else(request::failure)
     }
 
-    async fn run(&self, tag: u16, request: Request) -> Result<i32, Errno> {
+    /// `registered`: the driver has put the request's pages where the tag's commands name a place for them.
+    async fn run(&self, tag: u16, request: Request, registered: bool) -> Result<i32, Errno> {
+        if registered
+            && let Some(entry) = self.data.unseen(tag, request.data())
+            && let Some(count) = request.run_unseen(&*self.queue, &entry).await?
+        {
+            return Ok(count);
+        }
         let lent = self.data.lend(tag, request.data()).await;
         let (index, copies) = (self.spec.index, self.spec.copy == CopyMode::UserCopy);
         if copies && matches!(request, Request::Write { .. }) {
@@ -448,6 +459,7 @@ mod tests {
             depth: 4,
             max_io: 4096,
             copy: CopyMode::AtFetch,
+            unseen: false,
             cpus: vec![0xff; 128],
             commands: Commands::default(),
         };
@@ -468,7 +480,9 @@ mod tests {
     fn a_fetch_that_fails_is_an_error_of_the_start_and_ends_the_thread() {
         let commands = Commands::default();
         let copy = CopyMode::UserCopy;
-        let spec = QueueSpec { device: 0, index: 3, depth: 4, max_io: 4096, copy, cpus: vec![], commands };
+        let unseen = false;
+        let spec =
+            QueueSpec { device: 0, index: 3, depth: 4, max_io: 4096, copy, unseen, cpus: vec![], commands };
         let (thread, prepared) = QueueThread::spawn(&Kernel, &Refusing, spec).unwrap();
         thread.answer(&Kernel, &prepared).unwrap().unwrap();
         let file = File::open("/dev/zero").unwrap().into();

@@ -66,6 +66,18 @@ impl Request {
     }
 }
 
+impl Request {
+    /// As [`Request::run`], where only the kernel reaches the data. `None`: it has to be seen.
+    pub(super) async fn run_unseen<Q: Queue>(self, queue: &Q, buf: &IoBuf) -> Result<Option<i32>, Errno> {
+        let done = match self {
+            Request::Read { pos, .. } => queue.read_unseen(pos, buf.clone()).await?,
+            Request::Write { pos, fua, .. } => queue.write_unseen(pos, buf.clone(), fua).await?,
+            Request::Flush | Request::Discard { .. } | Request::WriteZeroes { .. } => false,
+        };
+        Ok(done.then(|| count(buf.len())))
+    }
+}
+
 /// A buffer is at most 32 MiB.
 fn count(len: usize) -> i32 {
     i32::try_from(len).expect("bounded by the buffer's size")

@@ -18,6 +18,7 @@ mod resize;
 mod snapshots;
 mod status;
 mod systemd;
+mod unseen;
 
 use std::time::{Duration, Instant};
 

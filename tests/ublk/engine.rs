@@ -30,6 +30,9 @@ impl Disk for Engine {
     fn geometry(&self) -> Geometry {
         self.0.geometry()
     }
+    fn moves_unseen(&self) -> bool {
+        self.0.moves_unseen()
+    }
     fn queue(&self, _index: usize) -> Rc<ImageQueue<SimDisk>> {
         let queue = ImageQueue::new(self.0.clone());
         for _ in 0..4 {
@@ -52,10 +55,11 @@ async fn open(disk: SimDisk) -> cowdisk::Result<Engine> {
     Ok(Engine(image))
 }
 
-fn make(seed: u64) -> SimDisk {
+/// `checksums`: of data; without them it goes by without being seen, where the driver has that.
+fn make(seed: u64, checksums: bool) -> SimDisk {
     let disk = SimDisk::new(seed);
     disk.block_on(async {
-        let new = NewLayer { journal: MIN_JOURNAL_BYTES, ..NewLayer::empty(DISK_BYTES) };
+        let new = NewLayer { journal: MIN_JOURNAL_BYTES, checksums, ..NewLayer::empty(DISK_BYTES) };
         create(&disk, Path::new(IMAGE), &new).await.unwrap();
     });
     disk
@@ -63,7 +67,7 @@ fn make(seed: u64) -> SimDisk {
 
 fn run(plan: &Plan) -> Result<Sum, String> {
     let machine = Machine::new(plan.profile, plan.seed);
-    let mut disk = make(plan.seed);
+    let mut disk = make(plan.seed, !plan.unseen);
     let users: Rc<Users> = Rc::default();
     let mut rng = Rng::new(plan.seed ^ 0xe4914e);
     let mut sum = Sum { runs: 1, ..Sum::default() };
@@ -111,7 +115,8 @@ fn an_image_outlives_its_servers() {
         let (major, minor) = [(6, 1), (6, 12), (6, 16), (7, 0)][(seed % 4) as usize];
         let copy = MODES[(seed % 3) as usize];
         let profile = Profile::of(major, minor);
-        let plan = Plan { profile, seed, copy, fault: None, mutation: None, kills: 5, requests: 40 };
+        let (unseen, fault, mutation) = (seed % 5 > 2, None, None);
+        let plan = Plan { profile, seed, copy, unseen, fault, mutation, kills: 5, requests: 40 };
         match run(&plan) {
             Ok(more) => sum.add(&more),
             Err(e) => panic!("kernel 6.{minor}, seed {seed}: {e}"),
@@ -121,5 +126,6 @@ fn an_image_outlives_its_servers() {
         "ublk: an image through {} kills in {} runs: {} requests, {} delivered again, nothing lost; {} steps",
         sum.kills, sum.runs, sum.counts.requests, sum.counts.reissued, sum.steps
     );
-    assert!(sum.kills > 0 && sum.counts.reissued > 0);
+    println!("ublk: {} reads and writes without checksums went by unseen", sum.counts.unseen);
+    assert!(sum.kills > 0 && sum.counts.reissued > 0 && sum.counts.unseen > 0);
 }

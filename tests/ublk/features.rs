@@ -81,6 +81,7 @@ fn each_feature_alone_on_and_off_on_every_driver() {
         "URING_CMD_COMP_IN_TASK",
         "NEED_GET_DATA",
         "USER_COPY",
+        "AUTO_BUF_REG",
         "QUIESCE",
         "SAFE_STOP_DEV",
         "NO_AUTO_PART_SCAN",

@@ -33,6 +33,8 @@ pub struct Plan {
     pub profile: Profile,
     pub seed: u64,
     pub copy: CopyMode,
+    /// The disk moves most data without seeing it, and its users want whole blocks mostly.
+    pub unseen: bool,
     pub fault: Option<Fault>,
     /// What goes wrong between the server and the driver, on purpose.
     pub mutation: Option<Mutation>,
@@ -71,6 +73,7 @@ impl Sum {
         sum.io += more.io;
         sum.get_data += more.get_data;
         sum.user_copies += more.user_copies;
+        sum.unseen += more.unseen;
     }
 }
 
@@ -103,13 +106,22 @@ fn serve<D: Disk>(server: &Server, disk: &D, plan: &Plan, sum: &mut Sum) -> cowd
 }
 
 /// One request after the other on a part of the disk that is all its own, so that it knows what it must read.
-async fn user(block: SimBlock, index: usize, mut rng: Rng, requests: u64) -> Result<(), String> {
+async fn user(
+    block: SimBlock,
+    index: usize,
+    mut rng: Rng,
+    requests: u64,
+    blocks: bool,
+) -> Result<(), String> {
     let base = index * SHARE;
     let mut model = vec![0_u8; SHARE];
     for number in 0..requests {
         let sectors = SHARE / SECTOR;
-        let first = rng.index(sectors);
-        let count = 1 + rng.index((sectors - first).min(40));
+        let mut first = rng.index(sectors);
+        let mut count = 1 + rng.index((sectors - first).min(40));
+        if blocks && number % 4 > 0 {
+            (first, count) = (first / 8 * 8, count.next_multiple_of(8).min(sectors - first / 8 * 8));
+        }
         let range = first * SECTOR..(first + count) * SECTOR;
         let (pos, len) = ((base + range.start) as u64, range.len() as u64);
         let fua = if rng.chance(1, 4) { io_flag::FUA } else { 0 };
@@ -160,7 +172,7 @@ fn spawn_users(machine: &Machine, users: &Users, plan: &Plan) {
     let mut rng = Rng::new(plan.seed ^ 0x5555);
     for index in 0..USERS {
         let block = machine.open(ID).expect("the device was just started");
-        users.borrow_mut().push(machine.user(user(block, index, rng.split(), plan.requests)));
+        users.borrow_mut().push(machine.user(user(block, index, rng.split(), plan.requests, plan.unseen)));
     }
 }
 
@@ -222,7 +234,7 @@ pub fn run(plan: &Plan) -> Result<Sum, String> {
 }
 
 fn run_on(machine: &Machine, plan: &Plan) -> Result<Sum, String> {
-    let disk = Ram::new(DISK_BYTES, plan.seed).with_fault(plan.fault);
+    let disk = Ram::new(DISK_BYTES, plan.seed).with_fault(plan.fault).with_unseen(plan.unseen);
     let users: Rc<Users> = Rc::default();
     let mut rng = Rng::new(plan.seed ^ 0xdead);
     let mut sum = Sum { runs: 1, ..Sum::default() };
@@ -286,7 +298,8 @@ fn runs(profiles: impl Iterator<Item = Profile>, seeds: u64, kills: u64) -> Sum 
     for profile in profiles {
         for seed in 0..seeds {
             let copy = MODES[(seed % 3) as usize];
-            let plan = Plan { profile, seed, copy, fault: None, mutation: None, kills, requests: 40 };
+            let (unseen, fault, mutation) = (seed % 5 == 2, None, None);
+            let plan = Plan { profile, seed, copy, unseen, fault, mutation, kills, requests: 40 };
             sum.add(&run(&plan).unwrap());
         }
     }
@@ -326,6 +339,7 @@ fn a_seed_gives_the_same_run_again() {
         profile,
         seed: 5,
         copy: CopyMode::GetData,
+        unseen: false,
         fault: None,
         mutation: None,
         kills: 4,
@@ -348,7 +362,8 @@ enum Doing {
 /// must find what they wrote. `false`: it was done before.
 fn killed_at(doing: Doing, profile: Profile, seed: u64, step: u64) -> Result<bool, String> {
     let copy = MODES[(seed % 3) as usize];
-    let plan = Plan { profile, seed, copy, fault: None, mutation: None, kills: 0, requests: 12 };
+    let plan =
+        Plan { profile, seed, copy, unseen: false, fault: None, mutation: None, kills: 0, requests: 12 };
     let machine = Machine::new(profile, seed);
     let (disk, mut sum) = (Ram::new(DISK_BYTES, seed), Sum::default());
     let users: Rc<Users> = Rc::default();

@@ -54,6 +54,8 @@ pub struct Ram {
     inner: Arc<Mutex<Inner>>,
     pub geometry: Geometry,
     pub fault: Option<Fault>,
+    /// It moves most data without seeing it, where the driver has that.
+    pub unseen: bool,
 }
 
 impl Ram {
@@ -67,11 +69,15 @@ impl Ram {
             rng: Rng::new(seed),
         };
         let geometry = Geometry { size, sector_size: 512, read_only: false, block_size: 4096 };
-        Ram { inner: Arc::new(Mutex::new(inner)), geometry, fault: None }
+        Ram { inner: Arc::new(Mutex::new(inner)), geometry, fault: None, unseen: false }
     }
 
     pub fn with_fault(self, fault: Option<Fault>) -> Ram {
         Ram { fault, ..self }
+    }
+
+    pub fn with_unseen(self, unseen: bool) -> Ram {
+        Ram { unseen, ..self }
     }
 
     pub fn with_geometry(self, geometry: Geometry) -> Ram {
@@ -166,6 +172,9 @@ impl Disk for Ram {
     fn geometry(&self) -> Geometry {
         self.geometry
     }
+    fn moves_unseen(&self) -> bool {
+        self.unseen
+    }
     fn queue(&self, _index: usize) -> Rc<Ram> {
         Rc::new(self.clone())
     }
@@ -194,6 +203,20 @@ impl Queue for Ram {
         }
         self.store(pos, data).await;
         Ok(())
+    }
+    async fn read_unseen(&self, pos: u64, buf: IoBuf) -> Result<bool, Errno> {
+        assert!(buf.entry().is_some());
+        if self.inner().rng.chance(1, 4) {
+            return Ok(false);
+        }
+        self.read(pos, buf.by_kernel()).await.map(|()| true)
+    }
+    async fn write_unseen(&self, pos: u64, buf: IoBuf, fua: bool) -> Result<bool, Errno> {
+        assert!(buf.entry().is_some());
+        if self.inner().rng.chance(1, 4) {
+            return Ok(false);
+        }
+        self.write(pos, buf.by_kernel(), fua).await.map(|()| true)
     }
     async fn flush(&self) -> Result<(), Errno> {
         self.call(Call::Flush, "flush").await

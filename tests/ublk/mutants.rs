@@ -11,7 +11,7 @@ fn finding(fault: Option<Fault>, mutation: Option<Mutation>) -> String {
         let profile = Profile::of(6, 16);
         let copies = mutation == Some(Mutation::NoCopy);
         let copy = if copies { CopyMode::UserCopy } else { CopyMode::AtFetch };
-        let plan = Plan { profile, seed, copy, fault, mutation, kills: 4, requests: 40 };
+        let plan = Plan { profile, seed, copy, unseen: false, fault, mutation, kills: 4, requests: 40 };
         if let Err(found) = run(&plan) {
             return found;
         }

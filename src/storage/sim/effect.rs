@@ -55,7 +55,7 @@ pub(super) fn capture(vecs: &IoVecs, pos: u64) -> Vec<Piece> {
                 pieces.push((page, Page::zeroed(), within, within));
             }
             if let Some((_, bytes, _, to)) = pieces.last_mut() {
-                buf.slice(done..done + n).copy_to(0, &mut bytes[within..within + n]);
+                buf.by_kernel().slice(done..done + n).copy_to(0, &mut bytes[within..within + n]);
                 *to = within + n;
             }
             done += n;

@@ -157,8 +157,8 @@ impl State {
 
     fn read(&self, ino: u64, buf: &IoBuf, pos: u64, len: usize) -> io::Result<usize> {
         self.inode(ino).visible.read(pos, len, |done, part| match part {
-            Part::Bytes(bytes) => buf.copy_from(done, bytes),
-            Part::Zeros(n) => buf.zero(done..done + n),
+            Part::Bytes(bytes) => buf.by_kernel().copy_from(done, bytes),
+            Part::Zeros(n) => buf.by_kernel().zero(done..done + n),
         })
     }
 

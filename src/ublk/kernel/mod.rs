@@ -24,7 +24,7 @@ use io_uring::{opcode, types};
 
 use super::driver::{CharDevice, Driver, QueueMain, ThreadSpec};
 use super::node::{block_node, char_node};
-use super::uapi::{IoCmd, IoDesc, user_copy_position};
+use super::uapi::{IoCmd, IoDesc, auto_buf_reg, user_copy_position};
 use crate::Result;
 use crate::runtime::{self, Op, Payload};
 use crate::storage::IoBuf;
@@ -68,9 +68,12 @@ impl CharDevice for CharFile {
 
     /// The running operation keeps `buf`.
     fn io(&self, command: u32, payload: IoCmd, buf: Option<IoBuf>) -> IoOp {
-        let payload = IoCmd { addr: buf.as_ref().map_or(0, |buf| buf.as_ptr() as u64), ..payload };
+        let entry = buf.as_ref().and_then(IoBuf::entry);
+        let named = buf.as_ref().filter(|_| entry.is_none());
+        let payload = IoCmd { addr: named.map_or(0, |buf| buf.as_ptr() as u64), ..payload };
         let target = types::Fd(self.0.as_raw_fd());
-        let entry = opcode::UringCmd16::new(target, command).cmd(payload.to_bytes()).build();
+        let command = opcode::UringCmd16::new(target, command).cmd(payload.to_bytes());
+        let entry = command.addr(entry.map(auto_buf_reg)).build();
         IoOp(runtime::submit(entry, buf.map_or(Payload::None, Payload::Buf)))
     }
 

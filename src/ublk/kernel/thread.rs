@@ -66,7 +66,12 @@ fn prepare(spec: &ThreadSpec) -> Result<(Runtime, Ready)> {
     let entries = spec.operations.next_power_of_two().clamp(64, 8192);
     let what = || format!("io_uring_setup for ublk queue {}", spec.queue);
     let runtime = Runtime::new(RingOptions { entries }).map_err(|e| Error::io(what(), e))?;
-    Ok((runtime, Ready { buffers, warnings }))
+    if spec.entries > 0 {
+        let what = || format!("a buffer table for ublk queue {}", spec.queue);
+        runtime.make_entries(spec.entries).map_err(|e| Error::io(what(), e))?;
+    }
+    let entries = IoBuf::entries(spec.entries, spec.max_io);
+    Ok((runtime, Ready { buffers, entries, warnings }))
 }
 
 #[cfg(test)]

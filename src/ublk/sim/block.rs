@@ -3,7 +3,7 @@
 use std::task::Waker;
 
 use super::state::{Stage, State};
-use crate::ublk::uapi::{IoDesc, flag, io_result, op};
+use crate::ublk::uapi::{IoDesc, flag, io_flag, io_result, op};
 use crate::units::SECTOR;
 
 /// A request as the driver hands it to a server.
@@ -132,15 +132,25 @@ impl State {
         }
     }
 
-    /// Copies the data of a write into the tag's buffer, and completes the server's command.
+    /// Copies the data of a write into the tag's buffer, or puts the request's pages into the tag's entry of the buffer
+    /// table, if there is room; and completes the server's command.
     fn hand_over(&mut self, id: u32, index: u16, at: usize, command: u64) {
         let Some(dev) = self.devices.get_mut(&id) else { return };
-        let tag = &mut dev.queues[usize::from(index)].tags[at];
+        let queue = &mut dev.queues[usize::from(index)];
+        let tag = &mut queue.tags[at];
         tag.stage = Stage::Serving;
         let request = tag.request.and_then(|number| self.requests.get(&number));
-        if let (Some(request), Some(buf)) = (request.filter(|request| request.is(op::WRITE)), &tag.buf) {
-            let data = request.left();
-            buf.copy_from(0, &data[..data.len().min(buf.len())]);
+        if let (Some(request), Some(buf)) = (request.filter(|r| r.is(op::WRITE) || r.is(op::READ)), &tag.buf)
+        {
+            if buf.entry().is_some() && self.rng.chance(1, 8) {
+                queue.descs[at].op_flags |= io_flag::NEED_REG_BUF;
+            } else if request.is(op::WRITE) {
+                let data = request.left();
+                buf.by_kernel().copy_from(0, &data[..data.len().min(buf.len())]);
+            } else if buf.entry().is_some() {
+                // Whatever the reader's memory held.
+                buf.by_kernel().copy_from(0, &vec![0xee; buf.len()]);
+            }
         }
         self.end_op(command, io_result::OK);
     }
@@ -149,7 +159,10 @@ impl State {
     pub(super) fn commit(&mut self, id: u32, index: u16, at: usize, result: i32) {
         let Some(dev) = self.devices.get_mut(&id) else { return };
         let copies = dev.has(flag::USER_COPY);
-        let tag = &mut dev.queues[usize::from(index)].tags[at];
+        let queue = &mut dev.queues[usize::from(index)];
+        let registered = queue.descs[at].op_flags & io_flag::NEED_REG_BUF == 0;
+        let tag = &mut queue.tags[at];
+        let entry = tag.buf.as_ref().is_some_and(|buf| buf.entry().is_some());
         let Some(number) = tag.request.take() else { return };
         let Some(request) = self.requests.get_mut(&number) else { return };
         let moves = request.is(op::READ) || request.is(op::WRITE);
@@ -170,15 +183,17 @@ impl State {
             }
             let mut bytes = vec![0; count.min(left)];
             match &tag.buf {
-                Some(buf) if buf.len() >= bytes.len() => buf.copy_to(0, &mut bytes),
-                None if request.given.len() == bytes.len() => bytes.copy_from_slice(&request.given),
+                _ if request.given.len() == bytes.len() => bytes.copy_from_slice(&request.given),
+                Some(buf) if buf.len() >= bytes.len() => buf.by_kernel().copy_to(0, &mut bytes),
                 _ => {}
             }
             request.bio.data.truncate(request.done);
             request.bio.data.extend(bytes);
         }
         let copied = if request.is(op::READ) { request.given.len() } else { request.taken };
-        if copies && copied != left {
+        let unseen = entry && registered && copied == 0;
+        self.counts.unseen += u64::from(unseen);
+        if copies && !unseen && copied != left {
             self.broken.push(format!("{copied} bytes copied of a request of {left}"));
         }
         request.done += count.min(left) / SECTOR as usize * SECTOR as usize;

@@ -133,7 +133,8 @@ impl CharDevice for SimChar {
     }
 
     fn io(&self, command: u32, payload: IoCmd, buf: Option<IoBuf>) -> SimOp {
-        let payload = IoCmd { addr: buf.as_ref().map_or(0, |buf| buf.as_ptr() as u64), ..payload };
+        let named = buf.as_ref().filter(|buf| buf.entry().is_none());
+        let payload = IoCmd { addr: named.map_or(0, |buf| buf.as_ptr() as u64), ..payload };
         let Inner { shared, file, .. } = &*self.0;
         let op = shared.state().mutated_io(current_thread(), *file, command, payload, buf);
         SimOp { file: self.clone(), op }

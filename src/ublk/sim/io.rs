@@ -99,8 +99,10 @@ impl State {
         let dev = self.devices.get_mut(&id).ok_or(libc::ENODEV)?;
         // With NEED_GET_DATA a buffer may be named later, with USER_COPY none may be named.
         let copies = dev.has(flag::USER_COPY);
+        let entry = buf.as_ref().and_then(IoBuf::entry);
         let wrong_buffer = match copies {
-            true => cmd.addr != 0,
+            // An entry is named elsewhere, and only where somebody puts pages there.
+            true => cmd.addr != 0 || entry.is_some() != dev.has(flag::AUTO_BUF_REG),
             false => cmd.addr == 0 && !dev.has(flag::NEED_GET_DATA),
         };
         let queue = dev.queues.get_mut(usize::from(cmd.q_id)).ok_or(libc::EINVAL)?;

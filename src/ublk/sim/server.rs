@@ -278,7 +278,8 @@ impl Driver for Server {
         self.check();
         let thread = self.process.threads.get() + 1;
         self.process.threads.set(thread);
-        let ready = Ready { buffers: IoBuf::zeroed(spec.buffer_bytes), warnings: Vec::new() };
+        let entries = (0..spec.entries).map(|index| IoBuf::zeroed(spec.max_io).as_entry(index)).collect();
+        let ready = Ready { buffers: IoBuf::zeroed(spec.buffer_bytes), entries, warnings: Vec::new() };
         // Its operations belong to the thread, so it begins there.
         let task =
             InThread { thread: self.thread(thread), task: Box::pin(async move { main.run(ready).await }) };

@@ -46,6 +46,8 @@ pub struct Counts {
     pub get_data: u64,
     /// Data of requests that servers copied.
     pub user_copies: u64,
+    /// Reads and writes whose data servers have not copied, but moved by way of a buffer table.
+    pub unseen: u64,
     /// Character devices let go of, by an end or a death.
     pub released: u64,
 }

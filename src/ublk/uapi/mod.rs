@@ -266,6 +266,11 @@ pub const MAX_IO_BYTES: u32 = 32 << 20;
 pub const fn user_copy_position(queue: u16, tag: u16) -> u64 {
     0x8000_0000 + ((queue as u64) << 41) + ((tag as u64) << 25)
 }
+/// `struct ublk_auto_buf_reg`, as a command's address: the entry of the ring's buffer table, and that a request whose pages
+/// cannot be put there comes all the same, with [`io_flag::NEED_REG_BUF`] (`UBLK_AUTO_BUF_REG_FALLBACK`).
+pub const fn auto_buf_reg(entry: u16) -> u64 {
+    entry as u64 | 1 << 16
+}
 /// Bytes of the answer to GET_FEATURES.
 pub const FEATURES_LEN: usize = 8;
 
@@ -299,6 +304,12 @@ mod tests {
         assert_eq!(user_copy_position(1, 0), 0x0200_8000_0000);
         let last = user_copy_position(MAX_NR_QUEUES - 1, MAX_QUEUE_DEPTH - 1) + u64::from(MAX_IO_BYTES);
         assert!(i64::try_from(last).is_ok());
+    }
+
+    #[test]
+    fn an_entry_is_named_in_the_address() {
+        // index u16, flags u8, the rest 0.
+        assert_eq!(auto_buf_reg(0x1234).to_le_bytes(), [0x34, 0x12, 1, 0, 0, 0, 0, 0]);
     }
 
     #[test]
