@@ -68,7 +68,6 @@ impl<F: File> Journal<F> {
     }
 
     /// Whether recovery would find that everything up to `need` is durable. Records that change nothing do not count.
-    /// Everything up to `need` is durable.
     pub async fn on_record(&self, need: Seq) -> Result<OnRecord> {
         self.state.wait(|s| s.on_record(need)).await
     }
