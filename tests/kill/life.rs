@@ -53,7 +53,7 @@ fn some_time(rng: &mut Rng, most: Duration) -> Duration {
 }
 
 impl Life {
-    /// A new image: empty, on a raw base, or on a snapshot.
+    /// A new image: empty, on a raw base, or on a snapshot; of every three one has no checksums of data.
     pub fn begin(rng: &mut Rng, seed: u64, index: u64) -> Life {
         let bench = Bench::new();
         // Mostly small ones, so that much of each is written to.
@@ -63,6 +63,9 @@ impl Life {
         let mut create: Vec<String> =
             ["create", "vm.cow", "--journal-size", journal, "--size"].map(String::from).into();
         create.push(size.to_string());
+        if index % 3 == 2 {
+            create.extend(["--checksums", "none"].map(String::from));
+        }
         let kind = rng.below(3);
         let base = (kind == 1).then(|| {
             // A shorter base and a whole one.
