@@ -64,6 +64,19 @@ fn check(result: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Takes from this process the right to keep more memory than `bytes` from being swapped, for ever.
+#[cfg(test)]
+pub(crate) fn limit_locking(bytes: libc::rlim_t) {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    // SAFETY: reads a live struct; the user and group without rights have no capability.
+    unsafe {
+        check(libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit)).expect("a limit can be lowered");
+        if libc::geteuid() == 0 {
+            check(libc::setresuid(65534, 65534, 65534)).expect("root may become anybody");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -80,11 +80,24 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
     use std::process::{Command, Stdio};
 
-    /// Runs itself once more, in a process that must not survive the panic of one of its threads.
+    const CHILD: &str = "COWDISK_TEST_CHILD";
+
+    /// True in a process that a test has made by [`again`].
+    fn is_child() -> bool {
+        std::env::var_os(CHILD).is_some()
+    }
+
+    /// Runs the test `name` of this module once more, in a process of its own.
+    fn again(name: &str) -> Command {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", &format!("ublk::kernel::thread::tests::{name}")]).env(CHILD, "1");
+        child.stdout(Stdio::piped()).stderr(Stdio::piped());
+        child
+    }
+
     #[test]
     fn a_panic_in_a_queue_thread_aborts_the_process() {
-        const CHILD: &str = "COWDISK_TEST_PANICS";
-        if std::env::var_os(CHILD).is_some() {
+        if is_child() {
             let panicking = std::thread::spawn(|| {
                 let _guard = AbortOnPanic;
                 panic!("as the test wants it");
@@ -92,9 +105,36 @@ mod tests {
             let _ = panicking.join();
             return;
         }
-        let name = "ublk::kernel::thread::tests::a_panic_in_a_queue_thread_aborts_the_process";
-        let mut child = Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", name]).env(CHILD, "1").stdout(Stdio::null()).stderr(Stdio::null());
-        assert_eq!(child.status().unwrap().signal(), Some(libc::SIGABRT));
+        let child = again("a_panic_in_a_queue_thread_aborts_the_process").output().unwrap();
+        assert_eq!(child.status.signal(), Some(libc::SIGABRT));
+    }
+
+    /// A queue goes on without: the daemon says so, and what it costs.
+    #[test]
+    fn memory_that_may_not_be_locked_is_a_warning() {
+        if is_child() {
+            // Enough for the ring, which is locked too.
+            thread::limit_locking(1 << 20);
+            let spec = ThreadSpec {
+                name: "q".into(),
+                queue: 3,
+                cpus: vec![0xff; 128],
+                operations: 8,
+                buffer_bytes: 4 << 20,
+                entries: 0,
+                max_io: 4096,
+            };
+            let (_, ready) = prepare(&spec).unwrap();
+            assert_eq!(ready.buffers.len(), 4 << 20);
+            let locking: Vec<_> = ready.warnings.iter().filter(|w| w.contains("locking")).collect();
+            assert!(
+                matches!(locking[..], [one] if one.starts_with("queue 3: locking of buffers: ")),
+                "{locking:?}"
+            );
+            return;
+        }
+        let child = again("memory_that_may_not_be_locked_is_a_warning").output().unwrap();
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && said.contains("1 passed"), "{said}");
     }
 }
