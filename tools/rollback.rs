@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use cowdisk::chain::split_snapshot;
 use cowdisk::error::{Result, printable};
-use cowdisk::ops::{self, Present, process};
-use cowdisk::storage::uring::Uring;
+use cowdisk::ops::Present;
+use cowdisk::serve;
 use serde::Serialize;
 
 use crate::engine;
@@ -15,7 +15,8 @@ use crate::snapshot::recovered;
 /// Make a disk show one of its snapshots again
 ///
 /// The present is kept as a snapshot, whose name is printed, unless nothing has changed since the last one. A rollback to
-/// that one undoes this one. The disk has the size again that it had then.
+/// that one undoes this one. The disk has the size again that it had then. An image may be served meanwhile, but nobody may
+/// have the disk open.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -49,24 +50,21 @@ struct Kept {
 pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
     let (image, name) = split_snapshot(&args.snapshot)?;
     let present = if args.discard { Present::Discard } else { Present::Keep };
-    let (path, to, options) = (image.clone(), name.clone(), engine::to_write());
-    let done = engine::run(async move {
-        ops::rollback(&Uring, &path, &to, present, &options, process::is_mount_point).await
-    })?;
-    if let Some(text) = recovered(&done.report) {
+    let done = serve::rollback(&image, &name, present, &engine::to_write())?;
+    for text in done.report.as_ref().and_then(recovered).into_iter().chain(done.note) {
         out.note(format!("{}: {text}", image.display()));
     }
     let kept = done.kept.map(|kept| Kept {
-        name: kept.sb.sealed.as_ref().map_or_else(String::new, |sealed| sealed.name.clone()),
+        name: kept.name,
         path: beside(&image, &kept.path).to_string_lossy().into_owned(),
-        layer_id: kept.sb.layer.to_string(),
+        layer_id: kept.layer_id,
     });
     if out.json() {
         out.object(&Done {
             image: image.to_string_lossy().into_owned(),
             name: name.as_str().to_owned(),
-            layer_id: done.sb.layer.to_string(),
-            virtual_size: done.sb.virtual_size,
+            layer_id: done.layer_id,
+            virtual_size: done.virtual_size,
             kept,
         })?;
     } else if let Some(kept) = kept {

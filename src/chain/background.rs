@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::image::Image;
 use crate::error::{Kind, Result};
-use crate::layer::Finish;
+use crate::layer::{Finish, Head};
 use crate::storage::Storage;
 
 /// Ticks without a write before the image counts as idle.
@@ -32,6 +32,14 @@ impl<S: Storage> Image<S> {
     /// The layer is poisoned, or a checkpoint broke off that a commit needs.
     pub async fn tick(&self) -> Result<()> {
         let Some(head) = self.head() else { return Ok(()) };
+        match self.tick_of(&head).await {
+            // Another head has its place by now.
+            Err(_) if head.journal.has_moved() => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn tick_of(&self, head: &Head<S>) -> Result<()> {
         let sealing = self.retry_seal();
         let acked = head.journal.acked();
         let last = self.background.last_acked.swap(acked.0, Ordering::Relaxed);

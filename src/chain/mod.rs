@@ -10,6 +10,7 @@ mod names;
 mod open;
 mod queue;
 mod read;
+mod replace;
 mod resize;
 mod resolve;
 mod switch;
@@ -28,4 +29,5 @@ pub use open::{
     Access, OpenOptions, OpenReport, find_foreign, find_parent, hints_between, open_chain, open_over,
 };
 pub use queue::ImageQueue;
+pub use replace::{NewChain, Replacement};
 pub use switch::{LiveSnapshot, NewHead};

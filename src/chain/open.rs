@@ -94,7 +94,7 @@ pub async fn open_chain<S: Storage>(
             None
         }
     };
-    let base = open_parents(storage, options, &caches, &mut layers).await?;
+    let base = open_parents(storage, &options.search, &caches, &mut layers).await?;
     Ok((Image::assemble(head, layers, base, caches, options.space), report))
 }
 
@@ -117,7 +117,7 @@ pub async fn open_over<S: Storage>(
     let opened = open_read_only(storage, &base, LayerTag(TOP.0 - 1), &caches, true).await?;
     let report = OpenReport { recovery: opened.recovery.clone(), ..OpenReport::default() };
     layers.push(chain_layer(opened));
-    let foreign = open_parents(storage, options, &caches, &mut layers).await?;
+    let foreign = open_parents(storage, &options.search, &caches, &mut layers).await?;
     Ok((Image::assemble(Some(head), layers, foreign, caches, options.space), report))
 }
 
@@ -232,9 +232,9 @@ fn name_in(path: &Path) -> String {
 }
 
 /// Opens everything below `layers`, one after the other.
-async fn open_parents<S: Storage>(
+pub(super) async fn open_parents<S: Storage>(
     storage: &S,
-    options: &OpenOptions,
+    search: &[PathBuf],
     caches: &Caches,
     layers: &mut Vec<ChainLayer<S::File>>,
 ) -> Result<Option<(PathBuf, Base<S::File>)>> {
@@ -246,7 +246,7 @@ async fn open_parents<S: Storage>(
             Parent::None => return Ok(None),
             parent @ Parent::Foreign { .. } => {
                 let Parent::Foreign { hints, .. } = &parent else { unreachable!("just matched") };
-                let at = find_foreign(storage, &path, hints, &options.search)?;
+                let at = find_foreign(storage, &path, hints, search)?;
                 let base = open_base(storage, &at, &parent).await.map_err(|e| rebase_hint(e, &path))?;
                 return Ok(Some((at, base)));
             }
@@ -259,7 +259,7 @@ async fn open_parents<S: Storage>(
                     return Err(Error::new(Kind::Unsupported, text).at(&path));
                 }
                 let tag = LayerTag(child.reader.tag.0 - 1);
-                let (at, _) = find_parent(storage, &path, layer, &hints, &options.search).await?;
+                let (at, _) = find_parent(storage, &path, layer, &hints, search).await?;
                 let next = open_layer(storage, &at, tag, caches, layer, root_crc).await?;
                 layers.push(next);
             }

@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::ops::Deref;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
@@ -126,6 +126,18 @@ impl<S: Storage> ImageQueue<S> {
             *here = Rc::new(Here { chain: Arc::clone(&now), space });
         }
         here.clone()
+    }
+
+    /// Lets go of a chain that the image has no more, also while no request comes. Ends with the image, or the queue.
+    pub async fn follow(image: Arc<Image<S>>, queue: Weak<ImageQueue<S>>) {
+        let mut newest = None;
+        loop {
+            newest = image.snapshots.another_head(newest).await;
+            match queue.upgrade() {
+                Some(queue) if newest.is_some() => drop(queue.here()),
+                _ => return,
+            }
+        }
     }
 
     /// Waits until something is ready and moves it into the batch. `false`: the queue is closed.

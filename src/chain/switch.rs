@@ -99,6 +99,20 @@ impl<S: Storage> State<S> {
         self.seal.update(|seal| *seal = Seal::Ended);
     }
 
+    /// The only head from now on: no one is to be sealed.
+    pub(super) fn only_head(&self, head: Arc<Head<S>>) {
+        self.heads.update(|heads| heads.live = vec![head]);
+    }
+
+    /// Waits until there is another head than the one with `tag`; gives its tag. `None`: no further one comes.
+    pub(super) async fn another_head(&self, tag: Option<LayerTag>) -> Option<LayerTag> {
+        let newest = self.heads.wait(|heads| {
+            let newest = heads.live.last().map(|head| head.tag());
+            (heads.ended || newest != tag).then_some(if heads.ended { None } else { newest })
+        });
+        newest.await
+    }
+
     /// Waits until every layer below the head is sealed, and has `then` decide what comes next.
     async fn when_sealed<R>(&self, then: impl Fn(&mut Seal<S>) -> R) -> Result<R> {
         let done = self.seal.wait(|seal| match seal {
@@ -256,6 +270,7 @@ fn open_anew<S: Storage>(storage: &S, path: &Path, own: &S::File) -> Option<S::F
 }
 
 /// As long as it lives, the head stays the head.
+#[derive(Debug)]
 pub(super) struct NoSnapshots<'a, S: Storage>(&'a State<S>);
 
 impl<S: Storage> Drop for NoSnapshots<'_, S> {

@@ -244,6 +244,11 @@ impl<S: Storage> Head<S> {
         Ok(())
     }
 
+    /// Another head has taken this one's place, and nobody wants what it has: nothing is written to it any more.
+    pub async fn abandon(&self) {
+        self.end("another head has taken its place").await;
+    }
+
     /// Nothing is written any more, and nothing is in flight; the background tasks end.
     async fn end(&self, why: &str) {
         self.journal.poison(why);

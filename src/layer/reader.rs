@@ -18,13 +18,20 @@ pub struct Caches {
     pub nodes: Arc<NodeCache>,
     /// Resolved spans.
     pub spans: Arc<SpanCache>,
+    budget: u64,
 }
 
 impl Caches {
     /// Splits `budget` bytes among them.
     pub fn new(budget: u64) -> Caches {
         let nodes = budget / 4;
-        Caches { nodes: Arc::new(NodeCache::new(nodes)), spans: Arc::new(SpanCache::new(budget - nodes)) }
+        let spans = Arc::new(SpanCache::new(budget - nodes));
+        Caches { nodes: Arc::new(NodeCache::new(nodes)), spans, budget }
+    }
+
+    /// Empty ones of the same size.
+    pub fn another(&self) -> Caches {
+        Caches::new(self.budget)
     }
 }
 

@@ -86,6 +86,7 @@ impl Server {
             inboxes: std::iter::repeat_with(Inbox::default).take(options.queues).collect(),
             counters: std::iter::repeat_with(Arc::default).take(options.queues).collect(),
             open: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             handshake_time: options.handshake_time,
         });
@@ -137,7 +138,13 @@ impl Server {
 
     /// Connections that are open now.
     pub fn connections(&self) -> usize {
-        self.shared.open.load(Ordering::Relaxed)
+        self.shared.open.load(Ordering::SeqCst)
+    }
+
+    /// Whether clients are let in that connect from now on; the others wait. After `false`, [`Server::connections`] counts
+    /// all that there are.
+    pub fn admit(&self, admit: bool) {
+        self.shared.closed.store(!admit, Ordering::SeqCst);
     }
 
     /// What clients asked for so far.

@@ -31,6 +31,8 @@ pub(super) struct Shared {
     pub(super) counters: Vec<Arc<Counters>>,
     /// Connections that are open now.
     pub(super) open: AtomicUsize,
+    /// Clients that connect must wait.
+    pub(super) closed: AtomicBool,
     pub(super) stopping: AtomicBool,
     pub(super) handshake_time: Duration,
 }
@@ -213,6 +215,7 @@ async fn accept_all(shared: Arc<Shared>) {
     while !shared.stopping.load(Ordering::Acquire) {
         match net::accept(&shared.listener.fd).await {
             Ok(socket) => {
+                enter(&shared).await;
                 admit(&shared, socket, turn);
                 turn = (turn + 1) % shared.inboxes.len();
             }
@@ -223,8 +226,22 @@ async fn accept_all(shared: Arc<Shared>) {
     }
 }
 
+/// Counts another connection, when it may come in.
+async fn enter(shared: &Shared) {
+    loop {
+        // Counted first: either who closes sees the connection, or it sees that it is closed.
+        shared.open.fetch_add(1, Ordering::SeqCst);
+        if !shared.closed.load(Ordering::SeqCst) || shared.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        shared.open.fetch_sub(1, Ordering::SeqCst);
+        runtime::sleep(ACCEPT_PAUSE).await;
+    }
+}
+
+/// Hands an entered connection to the thread whose turn it is.
 fn admit(shared: &Shared, socket: OwnedFd, turn: usize) {
-    if shared.open.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
+    if shared.open.load(Ordering::Relaxed) > MAX_CONNECTIONS {
         shared.open.fetch_sub(1, Ordering::Relaxed);
         shared.counters[0].rejected.fetch_add(1, Ordering::Relaxed);
         return;

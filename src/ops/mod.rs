@@ -21,7 +21,7 @@ pub use info::{LayerInfo, info, info_chain};
 pub use list::{Disk, Listing, SnapshotEntry, list};
 pub use map::{MapRun, RunState, map, map_since};
 pub use resize::{NewSize, ResizeOptions, Resized, resize, resize_open};
-pub use rollback::{Present, RolledBack, rollback};
+pub use rollback::{Kept, LiveRollback, LiveRolledBack, Present, RolledBack, rollback};
 pub use snapshot::{LiveCut, OfflineSnapshot, Snapshot, snapshot};
 pub use walk::{Chain, Link, find_snapshot, locate, read_superblock, walk};
 

@@ -8,14 +8,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::daemon::{Event, Wires};
-use super::jobs::{Job, Jobs, ResizeJob, SnapshotJob, Step, first_of};
+use super::jobs::{Job, Jobs, ResizeJob, RollbackJob, SnapshotJob, Step, first_of};
 use super::open::{OpenRequest, Opened, open};
 use super::{Log, Mode};
 use serde_json::{Value, json};
 
 use crate::chain::Image;
 use crate::layer::Finish;
-use crate::ops::{self, LiveCut, process};
+use crate::ops::{self, LiveCut, LiveRollback, LiveRolledBack, process};
 use crate::runtime::sync::Monitor;
 use crate::runtime::{RingOptions, Runtime, sleep, spawn, thread};
 use crate::storage::File;
@@ -162,23 +162,23 @@ struct Snapshots {
 }
 
 impl Snapshots {
-    /// Takes snapshots and resizes as clients ask for them. A snapshot that is under way when the image is to be closed is
-    /// given up; a resize comes to its end before.
+    /// Takes snapshots, goes back to them and resizes, as clients ask. What is done in steps, and is under way when the image
+    /// is to be closed, is given up; a resize comes to its end before.
     async fn run(self, image: Arc<Image<Uring>>, phase: Arc<Monitor<Phase>>) {
         let ours = Rc::new(self);
         loop {
             let job = ours.jobs.next().await;
             let (ours, image, phase) = (ours.clone(), image.clone(), phase.clone());
             drop(spawn(async move {
-                let job = match job {
-                    Job::Snapshot(job) => job,
+                let (done, asked) = match job {
+                    Job::Snapshot(job) => (ours.take(&image, &phase, &job).await, job.asked),
+                    Job::Rollback(job) => (ours.roll_back(&image, &phase, &job).await, job.asked),
                     Job::Resize(job) => return ours.resize(image, job).await,
                 };
-                let taken = ours.take(&image, &phase, &job).await;
                 // Before the client is told: it may look for what belongs to the image.
                 drop(image);
-                if let Some(answer) = taken.transpose() {
-                    job.answer(answer);
+                if let Some(answer) = done.transpose() {
+                    asked.answer(answer);
                 }
             }));
         }
@@ -196,6 +196,57 @@ impl Snapshots {
         drop(image);
         // A client that has gone does not hear of it.
         let _ = job.answer.send(resized);
+    }
+
+    fn tell_new_head(&self, image: &Image<Uring>) {
+        let file = image.chain().top().reader.file.meta();
+        if let Ok(meta) = file {
+            // Nobody listens any more only when the process ends.
+            let _ = self.events.send(Event::NewHead(meta.id));
+        }
+    }
+
+    /// Goes through the steps of a rollback. `None`: its client does not want it any more.
+    async fn roll_back(
+        &self,
+        image: &Image<Uring>,
+        phase: &Monitor<Phase>,
+        job: &RollbackJob,
+    ) -> Result<Option<Value>> {
+        if self.mode != Mode::Write {
+            let text = "a disk that is served read-only, or temporarily, does not go back";
+            return Err(Error::new(Kind::Unsupported, text).at(image.path()));
+        }
+        let closing = || phase.wait(|phase| (*phase >= Phase::Closing).then_some(()));
+        let (name, search) = (&job.name, &self.search);
+        let is_mount_point = process::is_mount_point;
+        let prepared = LiveRollback::prepare(&Uring, image, name, job.present, search, is_mount_point).await;
+        // The present may have been kept, whatever came behind that.
+        self.tell_new_head(image);
+        let mut rollback = prepared?;
+        let size = Some(rollback.size()).filter(|size| *size != image.geometry().size);
+        job.asked.answer(Ok(json!({ "resized": size })));
+        if !job.asked.wanted(Step::Hold, closing()).await {
+            return Ok(None);
+        }
+        rollback.hold().await?;
+        job.asked.answer(Ok(json!({ "held": true })));
+        if !job.asked.wanted(Step::Cut, closing()).await {
+            return Ok(None);
+        }
+        let done = rollback.finish().await;
+        self.tell_new_head(image);
+        let LiveRolledBack { kept, target, sb } = done?;
+        let kept = kept.map(|kept| {
+            let (path, layer) = (kept.path.to_string_lossy().into_owned(), kept.sb.layer.to_string());
+            json!({ "name": kept.name.as_str(), "path": path, "layer_id": layer })
+        });
+        Ok(Some(json!({
+            "kept": kept,
+            "path": target.to_string_lossy(),
+            "layer_id": sb.layer.to_string(),
+            "virtual_size": sb.virtual_size,
+        })))
     }
 
     /// Goes through the steps of a snapshot. `None`: its client does not want it any more.
@@ -217,23 +268,19 @@ impl Snapshots {
         }
         let closing = || phase.wait(|phase| (*phase >= Phase::Closing).then_some(()));
         let cut = LiveCut::prepare(&Uring, image, &job.name, &self.search, process::is_mount_point).await?;
-        job.answer(Ok(json!({ "prepared": true })));
-        if !job.wanted(Step::Hold, closing()).await {
+        job.asked.answer(Ok(json!({ "prepared": true })));
+        if !job.asked.wanted(Step::Hold, closing()).await {
             return Ok(None);
         }
         cut.hold().await?;
-        job.answer(Ok(json!({ "held": true })));
-        if !job.wanted(Step::Cut, closing()).await {
+        job.asked.answer(Ok(json!({ "held": true })));
+        if !job.asked.wanted(Step::Cut, closing()).await {
             return Ok(None);
         }
         let (path, sb) = cut.cut();
-        let file = image.chain().top().reader.file.meta();
-        if let Ok(meta) = file {
-            // Nobody listens any more only when the process ends.
-            let _ = self.events.send(Event::NewHead(meta.id));
-        }
-        job.answer(Ok(json!({ "path": path.to_string_lossy(), "layer_id": sb.layer.to_string() })));
-        if !job.wanted(Step::Seal, closing()).await {
+        self.tell_new_head(image);
+        job.asked.answer(Ok(json!({ "path": path.to_string_lossy(), "layer_id": sb.layer.to_string() })));
+        if !job.asked.wanted(Step::Seal, closing()).await {
             return Ok(None);
         }
         image.sealed().await?;

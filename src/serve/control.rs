@@ -34,16 +34,16 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::daemon::{Event, StopRequest};
+use super::daemon::{Event, StopRequest, Users};
 use super::jobs::{Jobs, Step, Talk};
 use crate::chain::SnapshotName;
-use crate::ops::{NewSize, ResizeOptions, Resized};
+use crate::ops::{NewSize, Present, ResizeOptions, Resized};
 use crate::runtime::net::{self, Direction};
 use crate::{Error, Kind, Result};
 
 /// Version of the protocol.
 pub(super) const VERSION: u32 = 1;
-const COMMANDS: [&str; 7] = ["status", "stop", "snapshot", "hold", "cut", "sealed", "resize"];
+const COMMANDS: [&str; 8] = ["status", "stop", "snapshot", "hold", "cut", "sealed", "resize", "rollback"];
 /// Longest request in bytes.
 const MAX_LINE: u64 = 64 << 10;
 /// Connections at once; further ones are closed.
@@ -66,6 +66,8 @@ pub(super) struct Request {
     pub(super) size: Option<NewSize>,
     #[serde(default)]
     pub(super) dry_run: bool,
+    #[serde(default)]
+    pub(super) discard: bool,
 }
 
 impl Request {
@@ -78,6 +80,7 @@ impl Request {
             if_changed: false,
             size: None,
             dry_run: false,
+            discard: false,
         }
     }
 }
@@ -242,6 +245,9 @@ impl Server {
                 Ok(request) if request.command == "resize" => {
                     send(client, &self.resize(&request).unwrap_or_else(|e| failed(&e)))?;
                 }
+                Ok(request) if request.command == "rollback" => {
+                    send(client, &self.rollback(&request).unwrap_or_else(|e| failed(&e)))?;
+                }
                 Ok(request) => match self.snapshot(&request, &mut snapshot) {
                     Ok(answer) => send(client, &answer)?,
                     Err(e) => {
@@ -289,6 +295,30 @@ impl Server {
         let (answer, answered) = channel();
         let note = self.ask(Event::Resized(done.to, answer), &answered)?;
         Ok(resized(done, note))
+    }
+
+    /// Makes everything ready, has the frontend keep users away, and goes back if there are none.
+    fn rollback(&self, request: &Request) -> Result<Value> {
+        let name = SnapshotName::new(request.name.as_deref().unwrap_or_default())?;
+        let present = if request.discard { Present::Discard } else { Present::Keep };
+        self.users(Users::Look)?;
+        let talk = self.jobs.rollback(name, present);
+        let ready = talk.wait(Step::Prepare)?;
+        let resized = ready.get("resized").and_then(Value::as_u64);
+        self.users(Users::KeepAway { resizes: resized.is_some() })?;
+        let done = talk.wait(Step::Hold).and_then(|_| talk.wait(Step::Cut));
+        if done.is_err() {
+            let _ = self.users(Users::LetIn(None));
+        }
+        let mut done = done?;
+        done["note"] = self.users(Users::LetIn(Some(resized)))?.into();
+        Ok(done)
+    }
+
+    /// Asks the session for something that concerns those who have the disk open; gives what they should know.
+    fn users(&self, what: Users) -> Result<Option<String>> {
+        let (answer, answered) = channel();
+        self.ask(Event::Users(what, answer), &answered)?
     }
 
     /// Has the session answer.

@@ -30,8 +30,24 @@ pub(super) enum Event {
     NewHead(FileId),
     /// The disk is to lose its end: may it?
     MayShrink(Sender<Result<()>>),
+    /// The disk is to become another one: about those who have it open. The answer is what a client should know.
+    Users(Users, Sender<Result<Option<String>>>),
     /// The disk has another size in bytes; the answer is what a client should know of its device.
     Resized(u64, Sender<Option<String>>),
+}
+
+/// About those who have the disk open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Users {
+    /// Are there any? Then [`Kind::InUse`] names them.
+    Look,
+    /// Are there any? If not, none comes, as far as the frontend can see to that, until they are let in again.
+    KeepAway {
+        /// The disk gets another size.
+        resizes: bool,
+    },
+    /// They may come again: to what the disk was before, or to another disk, perhaps with another size.
+    LetIn(Option<Option<u64>>),
 }
 
 /// A client's wish.

@@ -56,6 +56,7 @@ impl Disk for ImageDisk {
         for _ in 0..self.runners {
             drop(spawn(queue.clone().runner()));
         }
+        drop(spawn(ImageQueue::follow(self.image.clone(), Rc::downgrade(&queue))));
         if let Some(pulse) = &self.pulse {
             drop(spawn(pulse.beat()));
         }

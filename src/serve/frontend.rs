@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::daemon::Users;
 use super::disk::ImageDisk;
 use super::{FrontendChoice, Mode, ServeOptions};
 use crate::nbd::{self, Address, Export, Server, ServerOptions};
@@ -12,7 +13,8 @@ use crate::{Error, Kind, Result};
 
 /// Bytes of one request, and of each tag's buffer.
 const MAX_IO: u32 = 128 << 10;
-/// A device whose last user has just gone may still be looked at by the machinery that watches disks (udev).
+/// A device whose last user has just gone may still be looked at by the machinery that watches disks (udev); a client that
+/// has left may not have been noticed.
 const SETTLE: Duration = Duration::from_millis(300);
 const POLL: Duration = Duration::from_millis(20);
 
@@ -149,15 +151,14 @@ impl Frontend {
     /// Ends it; afterwards no request runs. Refuses with [`Kind::InUse`] while somebody uses the disk, unless `force`d.
     pub(super) fn stop(self, force: bool) -> std::result::Result<(), (Option<Frontend>, Error)> {
         match self {
-            Frontend::Ublk(mut device) => match stop_device(&mut device, force) {
+            Frontend::Ublk(mut device) => match settled(|| device.stop(force)) {
                 Ok(()) => Ok(()),
                 Err(e) => Err((Some(Frontend::Ublk(device)), e)),
             },
-            Frontend::Nbd(server) if !force && server.connections() > 0 => {
-                let text = format!("{} clients are connected", server.connections());
-                let error = Error::new(Kind::InUse, text).at(server.uri());
-                Err((Some(Frontend::Nbd(server)), error))
-            }
+            Frontend::Nbd(server) if !force => match settled(|| no_clients(&server)) {
+                Ok(()) => server.stop().map_err(|e| (None, e)),
+                Err(e) => Err((Some(Frontend::Nbd(server)), e)),
+            },
             Frontend::Nbd(server) => server.stop().map_err(|e| (None, e)),
         }
     }
@@ -169,6 +170,33 @@ impl Frontend {
             // A client that goes on gets an error behind the end.
             Frontend::Nbd(_) => Ok(()),
         }
+    }
+
+    /// See [`Users`]. An NBD server lets nobody connect meanwhile; a device can be opened at any time, and who does so
+    /// between the look and the end sees one disk, then the other.
+    pub(super) fn users(&self, what: Users) -> Result<Option<String>> {
+        match (self, what) {
+            (Frontend::Ublk(device), Users::Look | Users::KeepAway { resizes: false }) => {
+                device.is_unused()?
+            }
+            (Frontend::Ublk(device), Users::KeepAway { resizes: true }) => settled(|| device.may_shrink())?,
+            (Frontend::Ublk(device), Users::LetIn(Some(size))) => {
+                let note = size.and_then(|size| self.resized(size));
+                device.reread_partitions();
+                return Ok(note);
+            }
+            (Frontend::Ublk(_), Users::LetIn(None)) => {}
+            (Frontend::Nbd(server), Users::Look) => settled(|| no_clients(server))?,
+            (Frontend::Nbd(server), Users::KeepAway { .. }) => {
+                server.admit(false);
+                if let Err(e) = settled(|| no_clients(server)) {
+                    server.admit(true);
+                    return Err(e);
+                }
+            }
+            (Frontend::Nbd(server), Users::LetIn(_)) => server.admit(true),
+        }
+        Ok(None)
     }
 
     /// The disk has `size` bytes now. Gives what its users should know.
@@ -199,10 +227,19 @@ impl Frontend {
     }
 }
 
-fn stop_device(device: &mut Device, force: bool) -> Result<()> {
+fn no_clients(server: &Server) -> Result<()> {
+    match server.connections() {
+        0 => Ok(()),
+        1 => Err(Error::new(Kind::InUse, "a client is connected").at(server.uri())),
+        clients => Err(Error::new(Kind::InUse, format!("{clients} clients are connected")).at(server.uri())),
+    }
+}
+
+/// Asks until nobody has it open, for as long as one who has just gone may still be seen.
+fn settled(mut ask: impl FnMut() -> Result<()>) -> Result<()> {
     let end = Instant::now() + SETTLE;
     loop {
-        match device.stop(force) {
+        match ask() {
             Err(e) if e.kind() == Kind::InUse && Instant::now() < end => std::thread::sleep(POLL),
             other => return other,
         }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::control::{VERSION, is_ending};
 use crate::chain::SnapshotName;
-use crate::ops::{ResizeOptions, Resized};
+use crate::ops::{Present, ResizeOptions, Resized};
 use crate::runtime::sleep;
 use crate::runtime::sync::Monitor;
 use crate::{Error, Kind, Result};
@@ -39,11 +39,17 @@ pub(super) struct SnapshotJob {
     pub(super) name: SnapshotName,
     /// Only if there is anything that the last one does not show.
     pub(super) if_changed: bool,
+    pub(super) asked: Asked,
+}
+
+/// The daemon's end of a [`Talk`].
+#[derive(Debug)]
+pub(super) struct Asked {
     step: Arc<Monitor<Step>>,
     answers: Sender<Result<Value>>,
 }
 
-/// The client's end of a [`SnapshotJob`]. When it goes, so does a snapshot that was not cut.
+/// The client's end of something that is done in steps. When it goes, so does what was not cut.
 #[derive(Debug)]
 pub(super) struct Talk {
     step: Arc<Monitor<Step>>,
@@ -57,9 +63,18 @@ pub(super) struct ResizeJob {
     pub(super) answer: Sender<Result<Resized>>,
 }
 
+/// A rollback that is to be done.
+#[derive(Debug)]
+pub(super) struct RollbackJob {
+    pub(super) name: SnapshotName,
+    pub(super) present: Present,
+    pub(super) asked: Asked,
+}
+
 /// Something to do.
 #[derive(Debug)]
 pub(super) enum Job {
+    Rollback(RollbackJob),
     Snapshot(SnapshotJob),
     Resize(ResizeJob),
 }
@@ -73,11 +88,18 @@ pub(super) struct Jobs {
 impl Jobs {
     /// Asks for a snapshot.
     pub(super) fn snapshot(&self, name: SnapshotName, if_changed: bool) -> Talk {
-        let step = Arc::new(Monitor::new(Step::Prepare));
-        let (answers, answered) = channel();
-        let job = SnapshotJob { name, if_changed, step: step.clone(), answers };
+        let (asked, talk) = talk();
+        let job = SnapshotJob { name, if_changed, asked };
         self.queue.update(|queue| queue.push_back(Job::Snapshot(job)));
-        Talk { step, answers: answered }
+        talk
+    }
+
+    /// Asks for a rollback.
+    pub(super) fn rollback(&self, name: SnapshotName, present: Present) -> Talk {
+        let (asked, talk) = talk();
+        let job = RollbackJob { name, present, asked };
+        self.queue.update(|queue| queue.push_back(Job::Rollback(job)));
+        talk
     }
 
     /// Asks for a resize, and waits for it.
@@ -91,6 +113,13 @@ impl Jobs {
     pub(super) async fn next(&self) -> Job {
         self.queue.wait(VecDeque::pop_front).await
     }
+}
+
+/// Both ends of a talk.
+fn talk() -> (Asked, Talk) {
+    let step = Arc::new(Monitor::new(Step::Prepare));
+    let (answers, answered) = channel();
+    (Asked { step: step.clone(), answers }, Talk { step, answers: answered })
 }
 
 impl Talk {
@@ -107,7 +136,7 @@ impl Drop for Talk {
     }
 }
 
-impl SnapshotJob {
+impl Asked {
     pub(super) fn answer(&self, answer: Result<Value>) {
         // Whoever does not listen any more is noticed at the next step.
         let _ = self.answers.send(answer.map(|mut answer| {

@@ -25,6 +25,7 @@ mod prometheus;
 mod pulse;
 mod registry;
 mod resize;
+mod rollback;
 mod session;
 mod snapshot;
 mod start;
@@ -41,6 +42,7 @@ pub use manage::{Stopped, status, stop};
 pub use prometheus::prometheus;
 pub use registry::{Entry, Registry};
 pub use resize::{ResizeDone, resize};
+pub use rollback::{KeptPresent, RollbackDone, rollback};
 pub use snapshot::{Taken, snapshot};
 pub use status::{ByKind, CacheStatus, ImageStatus, Job, JournalStatus, SpaceStatus, State, Trouble};
 

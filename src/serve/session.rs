@@ -12,6 +12,7 @@ use super::frontend::Frontend;
 use super::notify::Notifier;
 use super::registry::{Entry, Registry};
 use super::{Log, ServeOptions};
+use crate::error::printable;
 use crate::storage::FileId;
 use crate::{Error, Kind, Result};
 
@@ -127,6 +128,14 @@ impl Session {
         match event {
             Event::NewHead(file) => self.new_head(file),
             // Whoever asked may have gone.
+            Event::Users(what, answer) => {
+                let asked = self.frontend.as_ref().map_or(Ok(None), |frontend| frontend.users(what));
+                let stop = || format!("cowdisk stop '{}'", printable(&self.entry.path));
+                let _ = answer.send(asked.map_err(|e| match e.hint_text() {
+                    Some(_) => e,
+                    None => e.hint(stop()),
+                }));
+            }
             Event::MayShrink(answer) => {
                 let _ = answer.send(self.frontend.as_ref().map_or(Ok(()), Frontend::may_shrink));
             }

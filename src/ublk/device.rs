@@ -288,13 +288,26 @@ impl<K: Driver> Device<K> {
         self.control.lock().update_size(self.info.dev_id, bytes / SECTOR)
     }
 
+    /// Refuses with [`Kind::InUse`], and names them, while somebody has the device open.
+    pub fn is_unused(&self) -> Result<()> {
+        let id = self.info.dev_id;
+        match self.driver.is_claimed(id) || !self.driver.openers(id).is_empty() {
+            true => Err(in_use(&self.driver, id)),
+            false => Ok(()),
+        }
+    }
+
+    /// Has the kernel look for partitions anew: the disk shows other content now. Where it cannot, whoever opens the
+    /// device finds the old ones.
+    pub fn reread_partitions(&self) {
+        let disk = self.driver.open_disk(self.info.dev_id);
+        let _ = disk.and_then(|disk| self.driver.read_partitions(&disk));
+    }
+
     /// Refuses with [`Kind::InUse`] if a disk that loses its end would surprise somebody: while the device is open, and
     /// where those who open it later could not be told.
     pub fn may_shrink(&self) -> Result<()> {
-        let id = self.info.dev_id;
-        if self.driver.is_claimed(id) || !self.driver.openers(id).is_empty() {
-            return Err(in_use(&self.driver, id));
-        }
+        self.is_unused()?;
         if !self.uses(flag::UPDATE_SIZE) {
             let message = "this ublk driver cannot tell its users of another size: stop the device first";
             return Err(Error::new(Kind::InUse, message).at(&self.node));

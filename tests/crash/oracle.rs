@@ -278,6 +278,17 @@ impl History {
         }
     }
 
+    /// A rollback is done whose present was to be kept as the newest snapshot, with this number, if at all; it `was` not if
+    /// nothing had changed since the last one.
+    pub fn kept(&mut self, snapshot: Option<usize>, was: bool) {
+        let now = self.tick();
+        match snapshot {
+            Some(id) if was => self.snapshots[id].acked = Some(now),
+            Some(_) => drop(self.snapshots.pop()),
+            None => {}
+        }
+    }
+
     /// True if what was issued at `time` belongs to `epoch`.
     fn is_in(&self, epoch: &Epoch, time: u64) -> bool {
         let next = self.epochs.iter().find(|next| next.begun > epoch.begun);

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use cowdisk::ops::Present;
 use cowdisk::storage::sim::{Executor, Rng, spawn};
 
 use crate::explore::{Counts, Effort, Explorer, in_parallel, mix};
@@ -26,17 +27,21 @@ const ALPHABET: [Op; 15] = [
     Op::Resize { sectors: 21 },
 ];
 
-/// One step of a sequence: an operation, closing and opening again, or a snapshot or rollback between those.
+/// One step of a sequence: an operation, closing and opening again, a snapshot or rollback between those, or a rollback
+/// while nobody sends requests.
 #[derive(Clone, Copy, Debug)]
 pub enum Step {
     Op(Op),
     Reopen,
     Snapshot,
     Rollback,
+    /// One while the image stays open; at even places of a sequence the present goes.
+    LiveRollback,
 }
 
 pub fn steps() -> Vec<Step> {
-    ALPHABET.iter().map(|&op| Step::Op(op)).chain([Step::Reopen, Step::Snapshot, Step::Rollback]).collect()
+    let between = [Step::Reopen, Step::Snapshot, Step::Rollback, Step::LiveRollback];
+    ALPHABET.iter().map(|&op| Step::Op(op)).chain(between).collect()
 }
 
 /// The sequence with number `number` of `len` steps.
@@ -64,6 +69,10 @@ pub fn run_sequence(steps: &[Step], setup: Setup, seed: u64, effort: Effort, cou
                 }
                 Step::Snapshot => world = world.snapshot(&on, &format!("s{i}")).await.unwrap(),
                 Step::Rollback => world = world.rollback(&on).await.unwrap(),
+                Step::LiveRollback => {
+                    let present = if i % 2 == 0 { Present::Discard } else { Present::Keep };
+                    world.live_rollback(&on, present).await.unwrap();
+                }
             }
         }
         world.run(0, Op::Read { first: 0, sectors: world.size() }).await;
@@ -118,7 +127,13 @@ pub fn run_mix(
             world = Rc::new(if rng.chance(1, 2) {
                 done.snapshot(&on, &format!("s{round}")).await.unwrap()
             } else if rng.chance(1, 2) {
-                done.rollback(&on).await.unwrap()
+                match seed % 3 {
+                    0 => {
+                        done.live_rollback(&on, Present::Keep).await.unwrap();
+                        done
+                    }
+                    _ => done.rollback(&on).await.unwrap(),
+                }
             } else {
                 done.close().await.unwrap();
                 World::open(&on, 2, history.clone()).await.unwrap()

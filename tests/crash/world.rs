@@ -12,7 +12,7 @@ use cowdisk::device::{Errno, Queue};
 use cowdisk::format::{Holder, Parent};
 use cowdisk::layer::{Finish, NewLayer, create};
 use cowdisk::limits::MIN_JOURNAL_BYTES;
-use cowdisk::ops::{LiveCut, Present, rollback, snapshot};
+use cowdisk::ops::{LiveCut, LiveRollback, Present, rollback, snapshot};
 use cowdisk::space::SpaceOptions;
 use cowdisk::storage::sim::{Executor, JoinHandle, SimDisk, spawn};
 use cowdisk::storage::{IoBuf, Storage};
@@ -136,6 +136,11 @@ pub fn make(setup: Setup) -> SimDisk {
         storage.sync_dir(Path::new("/d")).unwrap();
     });
     disk.clone()
+}
+
+/// The name that a rollback gives the present.
+fn kept_name(names: &[String]) -> String {
+    (1..).map(|n| format!("rollback-{n}")).find(|name| !names.contains(name)).unwrap()
 }
 
 /// The content of each snapshot beside the image, by name.
@@ -353,28 +358,44 @@ impl World {
         World::open(disk, queues, history).await
     }
 
+    /// Goes back, while the image stays open, to the snapshot that [`World::rollback`] would go back to.
+    pub async fn live_rollback(&self, disk: &SimDisk, present: Present) -> cowdisk::Result<()> {
+        self.image.sealed().await?;
+        let (history, names) = (&self.history, self.snapshot_names());
+        let Some(to) = names.iter().rev().nth(1).or(names.last()) else { return Ok(()) };
+        let found = read_snapshots(disk).await?;
+        let (_, then) = found.iter().find(|(name, _)| name == to).unwrap();
+        // What no flush covers may be lost as long as it is not done.
+        let id = (present == Present::Keep).then(|| history.borrow_mut().snapshot(&kept_name(&names), None));
+        history.borrow_mut().issue_rollback(identify_all(then).unwrap());
+        let to = SnapshotName::new(to)?;
+        let mut live = LiveRollback::prepare(disk, &self.image, &to, present, &[], |_| false).await?;
+        live.hold().await?;
+        let done = live.finish().await?;
+        history.borrow_mut().ack_rollback();
+        history.borrow_mut().kept(id, done.kept.is_some());
+        Ok(())
+    }
+
+    fn snapshot_names(&self) -> Vec<String> {
+        self.history.borrow().snapshots.iter().map(|s| s.name.clone()).collect()
+    }
+
     /// Closes the image, goes back to the snapshot that was taken last but one, or the only one, and opens it again; the
     /// present is kept. Without a snapshot only opens it again.
     pub async fn rollback(self, disk: &SimDisk) -> cowdisk::Result<World> {
         let seen = identify_all(&self.read_all().await.unwrap()).unwrap();
-        let (queues, history) = (self.queues.len(), self.history.clone());
+        let (queues, history, names) = (self.queues.len(), self.history.clone(), self.snapshot_names());
         self.close().await?;
-        let names: Vec<String> = history.borrow().snapshots.iter().map(|s| s.name.clone()).collect();
         if let Some(to) = names.iter().rev().nth(1).or(names.last()) {
             let found = read_snapshots(disk).await?;
             let (_, then) = found.iter().find(|(name, _)| name == to).unwrap();
-            let kept = (1..).map(|n| format!("rollback-{n}")).find(|name| !names.contains(name)).unwrap();
-            let id = history.borrow_mut().snapshot(&kept, Some(seen));
+            let id = history.borrow_mut().snapshot(&kept_name(&names), Some(seen));
             history.borrow_mut().issue_rollback(identify_all(then).unwrap());
             let (to, options) = (SnapshotName::new(to)?, options(history.borrow().sectors));
             let done = rollback(disk, Path::new(IMAGE), &to, Present::Keep, &options, |_| false).await?;
             history.borrow_mut().ack_rollback();
-            let now = history.borrow_mut().tick();
-            match done.kept {
-                Some(_) => history.borrow_mut().snapshots[id].acked = Some(now),
-                // Nothing had changed since the last one.
-                None => drop(history.borrow_mut().snapshots.pop()),
-            }
+            history.borrow_mut().kept(Some(id), done.kept.is_some());
         }
         World::open(disk, queues, history).await
     }

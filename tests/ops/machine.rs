@@ -88,17 +88,18 @@ pub(crate) struct Served {
 }
 
 impl Served {
-    async fn open(disk: &SimDisk, path: &Path, options: OpenOptions) -> Result<Served> {
+    pub(crate) async fn open(disk: &SimDisk, path: &Path, options: OpenOptions) -> Result<Served> {
         let (image, report) = open_chain(disk, path, &options).await?;
         let image = Arc::new(image);
         let queue = ImageQueue::new(image.clone());
         for _ in 0..4 {
             drop(spawn(queue.clone().runner()));
         }
-        let (a, b, c) = (image.clone(), image.clone(), image.clone());
+        let (a, b, c, d) = (image.clone(), image.clone(), image.clone(), image.clone());
         drop(spawn(async move { a.run_growth().await }));
         drop(spawn(async move { b.run_ring_growth().await }));
         drop(spawn(async move { c.run_checkpoints().await }));
+        drop(spawn(async move { d.run_seals().await }));
         Ok(Served { image, queue, report })
     }
 

@@ -15,6 +15,7 @@ mod memory;
 mod modes;
 mod names;
 mod resize;
+mod rollback;
 mod snapshots;
 mod status;
 mod systemd;

@@ -90,7 +90,7 @@ impl<S: Storage> Drop for LiveCut<'_, S> {
 }
 
 /// Nothing is changed at a path that names another file by now.
-fn still_there<S: Storage>(storage: &S, head: &Path, file: &S::File) -> Result<()> {
+pub(in crate::ops) fn still_there<S: Storage>(storage: &S, head: &Path, file: &S::File) -> Result<()> {
     let now = storage.meta(head).map_err(|e| Error::io("stat", e).at(head))?;
     let open = file.meta().map_err(|e| Error::io("stat", e).at(head))?;
     if now.id == open.id {

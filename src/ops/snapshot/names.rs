@@ -70,7 +70,7 @@ pub(in crate::ops) fn check_mount(head: &Path, is_mount_point: fn(&Path) -> bool
 }
 
 /// Gives the new head's file the access of the old one.
-pub(super) fn copy_access<F: File>(new: &F, old: &F) -> Result<()> {
+pub(in crate::ops) fn copy_access<F: File>(new: &F, old: &F) -> Result<()> {
     new.copy_access(old).map_err(|e| Error::io("give the new head the old one's owner and mode", e))
 }
 

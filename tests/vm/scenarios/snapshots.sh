@@ -1,9 +1,15 @@
 # shellcheck shell=dash
 # limit: 400
 # Snapshots of a disk in use: one after the other under fio verify, through a kill -9, and of a mounted filesystem, whose
-# snapshots are mounted and checked afterwards, while it goes on.
+# snapshots are mounted and checked afterwards, while it goes on, and which goes back to one of them between two mounts.
 # shellcheck source=lib.sh
 . /vm/lib.sh
+
+# refused_in_use COMMAND...: it ends with 75.
+refused_in_use() {
+    "$@" 2>/tmp/refused
+    [ $? = 75 ]
+}
 
 LOADED=12
 FILES=4
@@ -59,6 +65,7 @@ done
 must "fork the mounted disk" cowdisk fork fs.cow fork.cow
 must "delete a file" rm /mnt/file1
 HEAD_PID=$SERVE_PID
+HEAD_NODE=$NODE
 
 N=0
 mkdir /snap
@@ -84,7 +91,24 @@ must "umount the fork" umount /snap
 check "stop the fork" cowdisk stop fork.cow
 check "its daemon ends with 0" exits 0 30 "$SERVE_PID"
 
+check "a mounted disk does not go back" refused_in_use cowdisk rollback fs.cow@f2
+check "the refusal says what to do" grep -q "try: cowdisk stop" /tmp/refused
 must "umount" umount /mnt
+check "the disk goes back while it is served" cowdisk rollback fs.cow@f2
+NODE=$HEAD_NODE
+must "mount the disk of before" mount "$NODE" /mnt
+for FILE in 1 2; do
+    check "file $FILE is there again" same_bytes 1048576 /mnt/file$FILE base.raw 0 $((FILE * 65536))
+done
+check "no later file is there" absent /mnt/file3
+must "write to it" dd if=base.raw of=/mnt/file5 bs=64k count=16 skip=5 conv=fsync
+must "umount it" umount /mnt
+check "and forth" cowdisk rollback fs.cow@rollback-1
+must "mount what was kept" mount "$NODE" /mnt
+check "it has the later files" same_bytes 1048576 /mnt/file3 base.raw 0 196608
+check "and not what was written in between" absent /mnt/file5
+must "umount what was kept" umount /mnt
+check "e2fsck finds nothing" e2fsck -fn "$NODE"
 check "stop the disk" cowdisk stop fs.cow
 check "its daemon ends with 0" exits 0 30 "$HEAD_PID"
 check "check --data finds nothing" cowdisk check --data --chain fs.cow

@@ -1,10 +1,14 @@
-//! `rollback` of an image that nobody serves: an empty head on a snapshot takes the place of the head.
+//! `rollback`: an empty head on a snapshot takes the place of the head; here of an image that nobody serves.
 //!
 //! The present is kept by an ordinary snapshot first, whose crash points are those of `snapshot`; what is replaced then is
 //! an empty head on it. So each crash point leaves the disk as it was, with or without a snapshot of that, or as it is
 //! after the rollback: one rename decides.
 
+mod live;
+
 use std::path::{Path, PathBuf};
+
+pub use live::{Kept, LiveRollback, LiveRolledBack};
 
 use super::create::sealed_parent;
 use super::fork::unused_snapshot_name;
@@ -63,7 +67,7 @@ pub async fn rollback<S: Storage>(
         return Err(Error::new(Kind::Usage, "a rollback opens the image for writing").at(&path));
     };
     let plan = async {
-        let target = find_target(storage, &path, name, &old.superblock(), options).await?;
+        let target = find_target(storage, &path, name, &old.superblock(), &options.search).await?;
         Ok((target, keep_name(storage, &image, present)?))
     };
     let replaced = match plan.await {
@@ -104,13 +108,13 @@ async fn find_target<S: Storage>(
     image: &Path,
     name: &SnapshotName,
     head: &Superblock,
-    options: &OpenOptions,
+    search: &[PathBuf],
 ) -> Result<Target> {
-    let path = find_snapshot(storage, image, name, &options.search).await?;
+    let path = find_snapshot(storage, image, name, search).await?;
     let (parent, sb) = sealed_parent(storage, &path, hints_between(image, &path)).await?;
     let (virtual_size, sector_size) = (sb.virtual_size, sb.sector_size);
     let new = NewLayer { virtual_size, sector_size, ..next_head(head, parent) };
-    let below = walk(storage, &path, sb, &options.search).await?;
+    let below = walk(storage, &path, sb, search).await?;
     if below.layers.len() >= MAX_CHAIN {
         let text = format!("its chain has {MAX_CHAIN} layers, and may not be longer");
         return Err(Error::new(Kind::Unsupported, text).at(&path));
