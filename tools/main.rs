@@ -73,6 +73,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // A chain that is too long for the limit that stays says so when it is opened.
+    let _ = cowdisk::runtime::files::raise_open_files();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return ExitCode::from(refuse(&e)),

@@ -328,7 +328,11 @@ pub async fn find_parent<S: Storage>(
     for place in candidates(child, hints, search) {
         let how = OpenHow { write: false, direct: false, regular_only: true };
         let Ok(place) = storage.canonical(&place) else { continue };
-        let Ok(file) = storage.open(&place, how) else { continue };
+        let file = match storage.open(&place, how) {
+            Ok(file) => file,
+            Err(e) if e.raw_os_error() == Some(libc::EMFILE) => return Err(too_many_files(e).at(place)),
+            Err(_) => continue,
+        };
         match read_slots(&file, &place).await {
             Ok(slots) if slots.newest.layer == id => return Ok((place, slots.newest)),
             Ok(slots) => other = Some((place, format!("it is layer {}, not {id}", slots.newest.layer))),
@@ -340,6 +344,11 @@ pub async fn find_parent<S: Storage>(
         return Err(Error::new(Kind::ParentChanged, text).at(child));
     }
     Err(rebase_hint(missing(child, hints), child))
+}
+
+/// Each layer of a chain is an open file of the process.
+fn too_many_files(source: std::io::Error) -> Error {
+    Error::io("open parent", source).hint("ulimit -n 65536, or LimitNOFILE=65536 in the service's unit")
 }
 
 /// Finds the foreign base of `child`; [`super::open_base`] tells whether it is the right one.

@@ -5,6 +5,7 @@
 //! sleeps. The only place where the thread sleeps is `io_uring_enter` with GETEVENTS: with DEFER_TASKRUN the
 //! kernel can make progress on this ring nowhere else.
 
+pub mod files;
 pub mod net;
 mod op;
 mod ring;

@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
 
-use crate::runtime::thread;
+use crate::runtime::{files, thread};
 
 /// The signals that end a daemon, and the one that says that a child of it ended.
 const WATCHED: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD];
@@ -61,12 +61,13 @@ impl Signals {
     }
 }
 
-/// Lets `command` start with no signal blocked, and without this process's standing with memory reclaim; by itself it
-/// would inherit both.
+/// Lets `command` start with no signal blocked, without this process's standing with memory reclaim, and with the limit of
+/// open files that this process had; by itself it would inherit all of that.
 pub(super) fn unblock_signals(command: &mut Command) {
     let unblock = || {
         // Where it was never allowed there is nothing to take back.
         let _ = thread::clear_io_flusher();
+        let _ = files::restore_open_files();
         // SAFETY: the set is initialized by sigemptyset before it is read, and lives over the calls.
         let error = unsafe {
             let mut set = MaybeUninit::<libc::sigset_t>::uninit();

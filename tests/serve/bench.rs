@@ -74,15 +74,25 @@ impl Bench {
 
     /// `cowdisk ARGS…`, not yet started.
     pub fn cowdisk<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_cowdisk"));
-        command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
+        self.command(&[], args)
+    }
+
+    fn command<A: AsRef<OsStr>>(&self, by: &[&str], args: impl IntoIterator<Item = A>) -> Command {
+        let words: Vec<&str> = by.iter().copied().chain([env!("CARGO_BIN_EXE_cowdisk")]).collect();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).args(args).current_dir(self.dir.path()).stdin(Stdio::null());
         command.env("COWDISK_RUNTIME_DIR", self.path("run"));
         command
     }
 
     /// Runs `cowdisk ARGS…` to its end.
     pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Ended {
-        let output = self.cowdisk(args).output().unwrap();
+        self.run_by(&[], args)
+    }
+
+    /// As [`Bench::run`], by a program that becomes the one that its further arguments name.
+    pub fn run_by<A: AsRef<OsStr>>(&self, by: &[&str], args: impl IntoIterator<Item = A>) -> Ended {
+        let output = self.command(by, args).output().unwrap();
         Ended {
             code: code(output.status),
             stdout: String::from_utf8(output.stdout).unwrap(),
@@ -102,12 +112,27 @@ impl Bench {
         json["images"][0].clone()
     }
 
+    /// The first blocks of `target`, served read-only.
+    pub fn content(&self, target: &str, blocks: u64) -> Vec<u8> {
+        let daemon = self.serve([target, "--read-only"]);
+        let bytes = daemon.connect().read(0, (blocks * 4096) as u32);
+        daemon.terminate();
+        bytes
+    }
+
     /// Serves over NBD, and waits until the daemon is ready.
     #[track_caller]
     pub fn serve<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Daemon {
+        self.serve_by(&[], args)
+    }
+
+    /// As [`Bench::serve`], by a program that becomes the one that its further arguments name.
+    #[track_caller]
+    pub fn serve_by<A: AsRef<OsStr>>(&self, by: &[&str], args: impl IntoIterator<Item = A>) -> Daemon {
         let args = args.into_iter().map(|a| a.as_ref().to_owned());
         let args = ["serve".into(), "--frontend".into(), "nbd".into()].into_iter().chain(args);
-        let mut child = self.cowdisk(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut command = self.command(by, args);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();

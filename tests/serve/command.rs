@@ -35,6 +35,20 @@ fn the_command_finds_the_disk() {
     assert!(is_clean(&image));
 }
 
+/// Each layer is an open file, and programs that call select() must not get files above 1024.
+#[test]
+fn the_daemon_may_have_all_files_open_and_the_command_as_many_as_before() {
+    let bench = Bench::new();
+    bench.image("vm.cow", 64 * MIB);
+    let limited = ["sh", "-c", "ulimit -Sn 77; ulimit -Hn 99; exec \"$0\" \"$@\""];
+    let script = "grep 'Max open files' /proc/$PPID/limits /proc/self/limits";
+    let args = ["serve", "vm.cow", "--frontend", "nbd", "--", "sh", "-c", script];
+    let ended = bench.run_by(&limited, args).expect(0);
+    let soft: Vec<&str> =
+        ended.stdout.lines().map(|line| line.split_whitespace().rev().nth(2).unwrap()).collect();
+    assert_eq!(soft, ["99", "77"], "{ended:?}");
+}
+
 #[test]
 fn a_command_that_cannot_be_started_is_an_error_and_the_image_is_closed() {
     let bench = Bench::new();

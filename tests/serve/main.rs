@@ -11,6 +11,7 @@ mod crash;
 mod detach;
 mod ends;
 mod foreign;
+mod load;
 mod memory;
 mod modes;
 mod names;

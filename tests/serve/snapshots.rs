@@ -1,152 +1,20 @@
 //! Snapshots of images that are being served: taken under load, exact, at one instant, or not at all.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use cowdisk::storage::sim::Rng;
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, Daemon};
-use crate::client::{Client, write};
+use crate::bench::Bench;
+use crate::client::write;
+use crate::load::{BLOCKS, Load, Log, stamp};
 use crate::wait_until;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
-/// Blocks of each connection, and its requests under way.
-const BLOCKS: u64 = 256;
-const WINDOW: usize = 16;
-
-/// A write: to which block, and when it was sent and answered.
-#[derive(Clone, Copy)]
-struct Sent {
-    block: u64,
-    sent: u64,
-    acked: Option<u64>,
-}
-
-/// Everything that was ever written; the number of a write is its index, and its content.
-#[derive(Default)]
-struct Log {
-    clock: AtomicU64,
-    writes: Mutex<Vec<Sent>>,
-}
-
-impl Log {
-    fn now(&self) -> u64 {
-        self.clock.fetch_add(1, Ordering::SeqCst)
-    }
-
-    fn send(&self, block: u64) -> u64 {
-        let mut writes = self.writes.lock().unwrap();
-        writes.push(Sent { block, sent: self.now(), acked: None });
-        writes.len() as u64 - 1
-    }
-
-    fn ack(&self, number: u64) {
-        let mut writes = self.writes.lock().unwrap();
-        writes[number as usize].acked = Some(self.now());
-    }
-
-    /// What each block shows, as numbers of writes.
-    fn identify(&self, bytes: &[u8]) -> Vec<Option<usize>> {
-        let show = |(block, bytes): (usize, &[u8])| {
-            let number = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-            let whole = bytes == stamp(block as u64, number) || bytes.iter().all(|&b| b == 0);
-            assert!(whole, "block {block} is torn or misplaced");
-            number.checked_sub(1).map(|n| n as usize)
-        };
-        bytes.chunks_exact(BLOCK as usize).enumerate().map(show).collect()
-    }
-
-    /// The disk of one moment between `begin` and `end`.
-    fn judge(&self, what: &str, bytes: &[u8], begin: u64, end: u64) {
-        let shown = self.identify(bytes);
-        let writes = self.writes.lock().unwrap();
-        let newest = shown.iter().flatten().map(|&n| writes[n].sent).max().unwrap_or(0);
-        for (number, write) in writes.iter().enumerate() {
-            let there = shown[write.block as usize];
-            if there == Some(number) {
-                assert!(write.sent < end, "{what}: write {number} was sent after it had been taken");
-            }
-            let must = write.acked.is_some_and(|acked| acked < begin || acked < newest);
-            assert!(!must || there >= Some(number), "{what}: write {number} is not there, but {there:?}");
-        }
-    }
-}
-
-/// The content of a block; the numbers in it begin with 1.
-fn stamp(block: u64, number: u64) -> Vec<u8> {
-    let words = [number, block ^ 0x5eed];
-    let stamp: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    stamp.repeat(BLOCK as usize / stamp.len())
-}
-
-/// Connections that write until they are told to stop, or their daemon dies.
-struct Load {
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Load {
-    fn start(daemon: &Daemon, log: &Arc<Log>, connections: u64, seed: u64) -> Load {
-        let stop = Arc::new(AtomicBool::new(false));
-        let threads = (0..connections)
-            .map(|index| {
-                let (client, log, stop) = (daemon.connect(), log.clone(), stop.clone());
-                std::thread::spawn(move || run(client, &log, &stop, index * BLOCKS, seed + index))
-            })
-            .collect();
-        Load { stop, threads }
-    }
-
-    fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
-    }
-}
-
-fn run(mut client: Client, log: &Log, stop: &AtomicBool, first: u64, seed: u64) {
-    let mut rng = Rng::new(seed);
-    let mut under_way = Vec::new();
-    loop {
-        while under_way.len() < WINDOW && !stop.load(Ordering::Relaxed) {
-            let block = first + rng.below(BLOCKS);
-            // Two writes to one block at once would have no order.
-            if under_way.contains(&block) {
-                break;
-            }
-            let number = log.send(block);
-            if client.stream.write_all(&write(0, block * BLOCK, &stamp(block, number + 1), number)).is_err() {
-                return;
-            }
-            under_way.push(block);
-        }
-        if under_way.is_empty() {
-            return;
-        }
-        let mut reply = [0; 16];
-        if client.stream.read_exact(&mut reply).is_err() {
-            return;
-        }
-        assert_eq!(reply[4..8], [0; 4], "a write failed");
-        let number = u64::from_be_bytes(reply[8..].try_into().unwrap());
-        let block = log.writes.lock().unwrap()[number as usize].block;
-        under_way.retain(|other| *other != block);
-        log.ack(number);
-    }
-}
-
-/// The whole content of `target`, served read-only.
-fn content(bench: &Bench, target: &str, blocks: u64) -> Vec<u8> {
-    let daemon = bench.serve([target, "--read-only"]);
-    let bytes = daemon.connect().read(0, (blocks * BLOCK) as u32);
-    daemon.terminate();
-    bytes
-}
 
 #[test]
 fn snapshots_under_load_are_exact_and_survive_kills() {
@@ -175,11 +43,11 @@ fn snapshots_under_load_are_exact_and_survive_kills() {
     assert!(bench.serve(["vm.cow"]).terminate().stderr.contains("it was not closed"));
     bench.run(["check", "vm.cow", "--data", "--chain"]).expect(0);
     for (name, begin, end) in &taken {
-        let bytes = content(&bench, name, connections * BLOCKS);
+        let bytes = bench.content(name, connections * BLOCKS);
         log.judge(name, &bytes, *begin, *end);
     }
     let now = log.now();
-    log.judge("the disk", &content(&bench, "vm.cow", connections * BLOCKS), now, now);
+    log.judge("the disk", &bench.content("vm.cow", connections * BLOCKS), now, now);
     assert_eq!(taken.len(), 24);
 }
 
@@ -215,7 +83,7 @@ fn several_images_are_cut_at_one_instant() {
     let mut before = 0;
     for i in 0..10 {
         let number = |image: &str| {
-            let bytes = content(&bench, &format!("{image}.cow@s{i}"), 1);
+            let bytes = bench.content(&format!("{image}.cow@s{i}"), 1);
             u64::from_le_bytes(bytes[..8].try_into().unwrap())
         };
         let (a, b) = (number("a"), number("b"));
@@ -263,7 +131,7 @@ fn what_cannot_be_taken_leaves_everything_as_it_was() {
     drop(temporary.terminate());
     drop(daemon.terminate());
     for (name, number) in [("vm.cow@s1", 1), ("vm.cow@s5", 4), ("vm.cow", 5)] {
-        assert_eq!(content(&bench, name, 1), stamp(0, number), "{name}");
+        assert_eq!(bench.content(name, 1), stamp(0, number), "{name}");
     }
 }
 
@@ -319,7 +187,7 @@ fn a_client_that_goes_away_leaves_no_snapshot_and_no_held_disk() {
     assert_eq!(talk.call(&snapshot)["prepared"], true);
     daemon.terminate();
     assert_eq!(bench.names(""), ["run", "vm.cow"]);
-    assert_eq!(content(&bench, "vm.cow", 1), stamp(0, 2));
+    assert_eq!(bench.content("vm.cow", 1), stamp(0, 2));
 }
 
 #[test]
@@ -376,7 +244,7 @@ fn a_served_disk_is_forked_and_both_go_on() {
     forks.into_iter().for_each(|(_, daemon)| drop(daemon.terminate()));
     daemon.terminate();
     for (name, number) in [("a.cow", 3), ("b.cow", 4), ("c.cow", 5), ("vm.cow", 6), ("vm.cow@fork-2", 2)] {
-        assert_eq!(content(&bench, name, 1), stamp(0, number), "{name}");
+        assert_eq!(bench.content(name, 1), stamp(0, number), "{name}");
         bench.run(["check", name, "--data", "--chain"]).expect(0);
     }
 }
