@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use cowdisk::error::{Error, Kind, Result, printable};
-use cowdisk::ops::{BaseFormat, CreateOptions, create};
+use cowdisk::ops::{BaseFormat, CreateOptions, create, plan_create};
 use cowdisk::storage::uring::Uring;
 use serde::Serialize;
 
 use crate::output::{Output, beside};
+use crate::plan::{Dry, say};
 use crate::{engine, size};
 
 /// Make a new image
@@ -42,6 +43,9 @@ pub(crate) struct Args {
     /// Replace an existing file, unless it is in use
     #[arg(long)]
     force: bool,
+    /// Only say what would happen
+    #[arg(long)]
+    dry_run: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -60,26 +64,48 @@ enum Checksums {
 #[derive(Serialize)]
 struct Created {
     path: String,
-    disk_id: String,
-    layer_id: String,
+    disk_id: Option<String>,
+    layer_id: Option<String>,
     virtual_size: u64,
+    #[serde(flatten)]
+    plan: Option<Dry>,
 }
 
 pub(crate) fn run(args: Args, out: &Output) -> Result<u8> {
     let (path, image) = (args.image.clone(), args.image.clone());
+    let dry_run = args.dry_run;
     let options = options(args)?;
+    if dry_run {
+        return plan(path, options, out);
+    }
     let (made, sb) = engine::run(async move { create(&Uring, &path, &options).await })?;
     let shown = beside(&image, &made).to_string_lossy().into_owned();
     if out.json() {
         out.object(&Created {
             path: shown,
-            disk_id: sb.disk.to_string(),
-            layer_id: sb.layer.to_string(),
+            disk_id: Some(sb.disk.to_string()),
+            layer_id: Some(sb.layer.to_string()),
             virtual_size: sb.virtual_size,
+            plan: None,
         })?;
     } else {
         out.line(printable(&shown))?;
     }
+    Ok(0)
+}
+
+fn plan(image: PathBuf, options: CreateOptions, out: &Output) -> Result<u8> {
+    let given = image.clone();
+    let planned = engine::run(async move { plan_create(&Uring, &given, &options).await })?;
+    let path = beside(&image, &planned.path).to_string_lossy().into_owned();
+    let virtual_size = planned.virtual_size;
+    if out.json() {
+        let plan = Some(planned.cost.into());
+        out.object(&Created { path, disk_id: None, layer_id: None, virtual_size, plan })?;
+        return Ok(0);
+    }
+    out.line(printable(&format!("{path} ({}) would be made", size::human(virtual_size))))?;
+    say(out, planned.cost)?;
     Ok(0)
 }
 

@@ -10,6 +10,7 @@ mod info;
 mod list;
 mod map;
 mod output;
+mod plan;
 mod resize;
 mod rollback;
 mod serve;

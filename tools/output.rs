@@ -153,7 +153,10 @@ fn exit_status(kind: Kind) -> u8 {
 pub(crate) fn beside(given: &Path, made: &Path) -> PathBuf {
     let Some(name) = made.file_name() else { return made.to_path_buf() };
     let shown = given.with_file_name(name);
-    match std::fs::canonicalize(&shown) {
+    // One that would be made is not there yet.
+    let dir = shown.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let place = || std::fs::canonicalize(dir).map(|dir| dir.join(name));
+    match std::fs::canonicalize(&shown).or_else(|_| place()) {
         Ok(real) if real == made => shown,
         _ => made.to_path_buf(),
     }

@@ -27,6 +27,7 @@ pub use names::{
 };
 pub use open::{
     Access, OpenOptions, OpenReport, find_foreign, find_parent, hints_between, open_chain, open_over,
+    refuse_snapshot_name,
 };
 pub use queue::ImageQueue;
 pub use replace::{NewChain, Replacement};

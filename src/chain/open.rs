@@ -94,7 +94,16 @@ pub async fn open_chain<S: Storage>(
             None
         }
     };
-    let base = open_parents(storage, &options.search, &caches, &mut layers).await?;
+    let base = match open_parents(storage, &options.search, &caches, &mut layers).await {
+        Ok(base) => base,
+        Err(e) => {
+            // What is missing below is no reason to leave the head as after a crash.
+            if let Some(head) = &head {
+                let _ = head.close().await;
+            }
+            return Err(e);
+        }
+    };
     Ok((Image::assemble(head, layers, base, caches, options.space), report))
 }
 
@@ -147,7 +156,11 @@ async fn open_for_writing<S: Storage>(
     Ok(head)
 }
 
-fn refuse_snapshot_name(path: &Path) -> Result<()> {
+/// Refuses to write to a file that is called like a snapshot.
+///
+/// # Errors
+/// `Unsupported`.
+pub fn refuse_snapshot_name(path: &Path) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if name.contains('@') {
         let shown = printable(&path.to_string_lossy());

@@ -17,7 +17,7 @@ pub use create::{NewLayer, create};
 pub use head::{Head, HeadStats};
 pub use open::{
     LockedLayer, Opened, Recovery, finish_seal, install, lock_head, open_read_only, recover_head,
-    sync_sealed, while_dying,
+    sync_sealed, while_dying, writable,
 };
 pub use reader::{Caches, LayerReader};
 pub use slots::{Slots, read_slots, write_slot};

@@ -281,7 +281,11 @@ pub async fn finish_seal<S: Storage>(storage: &S, path: &Path) -> Result<()> {
     sync_sealed(&file, path).await
 }
 
-fn writable(sb: &Superblock, path: &Path) -> Result<()> {
+/// Refuses a layer that cannot be written to.
+///
+/// # Errors
+/// `Unsupported`: it is sealed, or has features that only a reader may leave aside.
+pub fn writable(sb: &Superblock, path: &Path) -> Result<()> {
     if let Some(sealed) = &sb.sealed {
         let name = crate::error::printable(&sealed.name);
         let text = format!("a sealed layer (snapshot {name:?}) cannot be written to");

@@ -74,7 +74,7 @@ pub async fn create<S: Storage>(
 }
 
 /// Where a new image goes: the directory without symbolic links, and a name that an image may have.
-fn real_place<S: Storage>(storage: &S, path: &Path) -> Result<PathBuf> {
+pub(super) fn real_place<S: Storage>(storage: &S, path: &Path) -> Result<PathBuf> {
     let bad = |why: &str| Err(Error::new(Kind::BadName, why).at(path));
     let Some(name) = path.file_name() else { return bad("not a name for a file") };
     let Some(text) = name.to_str() else { return bad("the name is not valid UTF-8") };
@@ -95,7 +95,11 @@ fn real_place<S: Storage>(storage: &S, path: &Path) -> Result<PathBuf> {
 }
 
 /// The file that is to be replaced, locked; `None`: there is none.
-async fn take_over<S: Storage>(storage: &S, path: &Path, force: bool) -> Result<Option<(S::File, Meta)>> {
+pub(super) async fn take_over<S: Storage>(
+    storage: &S,
+    path: &Path,
+    force: bool,
+) -> Result<Option<(S::File, Meta)>> {
     let Ok(meta) = storage.meta(path) else { return Ok(None) };
     if !force || meta.kind != FileKind::Regular {
         let what = if meta.kind == FileKind::Regular { "it exists" } else { "it exists and is not a file" };
@@ -126,7 +130,7 @@ async fn zero_behind<S: Storage>(storage: &S, path: &Path, border: u64) -> Resul
 }
 
 /// Checks the options and looks at the base. Gives also where a layer below ends that is smaller, within a block.
-async fn describe<S: Storage>(
+pub(super) async fn describe<S: Storage>(
     storage: &S,
     path: &Path,
     options: &CreateOptions,

@@ -22,10 +22,7 @@ pub async fn fork<S: Storage>(
     new: &[PathBuf],
     size: Option<u64>,
 ) -> Result<Vec<(PathBuf, Superblock)>> {
-    // What its owner wanted of the disk is what is wanted of its forks.
-    let no_checksums = !read_superblock(storage, parent).await?.checksums.protects();
-    let base = Some((parent.to_owned(), BaseFormat::Cow));
-    let options = CreateOptions { size, base, no_checksums, ..CreateOptions::default() };
+    let options = options(storage, parent, size).await?;
     let mut made = Vec::with_capacity(new.len());
     for path in new {
         match create(storage, path, &options).await {
@@ -37,6 +34,17 @@ pub async fn fork<S: Storage>(
         }
     }
     Ok(made)
+}
+
+/// What a fork is made with. What its owner wanted of a disk is what is wanted of its forks.
+pub(super) async fn options<S: Storage>(
+    storage: &S,
+    parent: &Path,
+    size: Option<u64>,
+) -> Result<CreateOptions> {
+    let no_checksums = !read_superblock(storage, parent).await?.checksums.protects();
+    let base = Some((parent.to_owned(), BaseFormat::Cow));
+    Ok(CreateOptions { size, base, no_checksums, ..CreateOptions::default() })
 }
 
 /// Takes back an image that was made just now, unless somebody uses it already.

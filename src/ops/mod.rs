@@ -7,6 +7,7 @@ mod fork;
 mod info;
 mod list;
 mod map;
+mod plan;
 pub mod process;
 mod resize;
 mod rollback;
@@ -20,6 +21,10 @@ pub use fork::{fork, unchanged_since, unused_snapshot_name};
 pub use info::{LayerInfo, info, info_chain};
 pub use list::{Disk, Listing, SnapshotEntry, list};
 pub use map::{MapRun, RunState, map, map_since};
+pub use plan::{
+    Cost, PlannedImage, PlannedRollback, PlannedSnapshot, plan_create, plan_fork, plan_live_rollback,
+    plan_live_snapshot, plan_rollback, plan_snapshot,
+};
 pub use resize::{NewSize, ResizeOptions, Resized, resize, resize_open};
 pub use rollback::{Kept, LiveRollback, LiveRolledBack, Present, RolledBack, rollback};
 pub use snapshot::{LiveCut, OfflineSnapshot, Snapshot, snapshot};

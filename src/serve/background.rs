@@ -7,8 +7,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::control::VERSION;
 use super::daemon::{Event, Wires};
-use super::jobs::{Job, Jobs, ResizeJob, RollbackJob, SnapshotJob, Step, first_of};
+use super::jobs::{Job, Jobs, Plan, ResizeJob, RollbackJob, SnapshotJob, Step, first_of};
 use super::open::{OpenRequest, Opened, open};
 use super::{Log, Mode};
 use serde_json::{Value, json};
@@ -174,6 +175,12 @@ impl Snapshots {
                     Job::Snapshot(job) => (ours.take(&image, &phase, &job).await, job.asked),
                     Job::Rollback(job) => (ours.roll_back(&image, &phase, &job).await, job.asked),
                     Job::Resize(job) => return ours.resize(image, job).await,
+                    Job::Plan(what, answer) => {
+                        let planned = ours.plan(&image, what).await;
+                        drop(image);
+                        // A client that has gone does not hear of it.
+                        return drop(answer.send(planned));
+                    }
                 };
                 // Before the client is told: it may look for what belongs to the image.
                 drop(image);
@@ -198,6 +205,56 @@ impl Snapshots {
         let _ = job.answer.send(resized);
     }
 
+    /// What a snapshot or a rollback would do.
+    async fn plan(&self, image: &Image<Uring>, what: Plan) -> Result<Value> {
+        let (search, is_mount_point) = (&self.search, process::is_mount_point);
+        match what {
+            Plan::Snapshot(name, if_changed) => {
+                self.may_be_cut(image)?;
+                if let Some(last) = image.chain().unchanged_since().filter(|_| if_changed) {
+                    let path = last.reader.path.to_string_lossy().into_owned();
+                    return Ok(json!({ "v": VERSION, "unchanged": true, "path": path }));
+                }
+                let planned = ops::plan_live_snapshot(&Uring, image, &name, search, is_mount_point).await?;
+                let path = planned.path.to_string_lossy().into_owned();
+                let geometry = image.geometry();
+                Ok(json!({
+                    "v": VERSION,
+                    "path": path,
+                    "cost": planned.cost,
+                    "virtual_size": geometry.size,
+                    "sector_size": geometry.sector_size,
+                }))
+            }
+            Plan::Rollback(name, present) => {
+                self.may_go_back(image)?;
+                let planned =
+                    ops::plan_live_rollback(&Uring, image, &name, present, search, is_mount_point).await?;
+                let kept = planned
+                    .kept
+                    .map(|(name, path)| json!({ "name": name.as_str(), "path": path.to_string_lossy() }));
+                let size = planned.virtual_size;
+                Ok(json!({ "v": VERSION, "kept": kept, "virtual_size": size, "cost": planned.cost }))
+            }
+        }
+    }
+
+    fn may_go_back(&self, image: &Image<Uring>) -> Result<()> {
+        if self.mode == Mode::Write {
+            return Ok(());
+        }
+        let text = "a disk that is served read-only, or temporarily, does not go back";
+        Err(Error::new(Kind::Unsupported, text).at(image.path()))
+    }
+
+    fn may_be_cut(&self, image: &Image<Uring>) -> Result<()> {
+        if self.mode != Mode::Temporary {
+            return Ok(());
+        }
+        let text = "what is written to a temporary disk vanishes with it, and cannot be kept";
+        Err(Error::new(Kind::Unsupported, text).at(image.path()))
+    }
+
     fn tell_new_head(&self, image: &Image<Uring>) {
         let file = image.chain().top().reader.file.meta();
         if let Ok(meta) = file {
@@ -213,10 +270,7 @@ impl Snapshots {
         phase: &Monitor<Phase>,
         job: &RollbackJob,
     ) -> Result<Option<Value>> {
-        if self.mode != Mode::Write {
-            let text = "a disk that is served read-only, or temporarily, does not go back";
-            return Err(Error::new(Kind::Unsupported, text).at(image.path()));
-        }
+        self.may_go_back(image)?;
         let closing = || phase.wait(|phase| (*phase >= Phase::Closing).then_some(()));
         let (name, search) = (&job.name, &self.search);
         let is_mount_point = process::is_mount_point;
@@ -256,10 +310,7 @@ impl Snapshots {
         phase: &Monitor<Phase>,
         job: &SnapshotJob,
     ) -> Result<Option<Value>> {
-        if self.mode == Mode::Temporary {
-            let text = "what is written to a temporary disk vanishes with it, and cannot be kept";
-            return Err(Error::new(Kind::Unsupported, text).at(image.path()));
-        }
+        self.may_be_cut(image)?;
         if job.if_changed
             && let Some(last) = image.chain().unchanged_since()
         {

@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::daemon::{Event, StopRequest, Users};
-use super::jobs::{Jobs, Step, Talk};
+use super::jobs::{Jobs, Plan, Step, Talk};
 use crate::chain::SnapshotName;
 use crate::ops::{NewSize, Present, ResizeOptions, Resized};
 use crate::runtime::net::{self, Direction};
@@ -43,7 +43,18 @@ use crate::{Error, Kind, Result};
 
 /// Version of the protocol.
 pub(super) const VERSION: u32 = 1;
-const COMMANDS: [&str; 8] = ["status", "stop", "snapshot", "hold", "cut", "sealed", "resize", "rollback"];
+const COMMANDS: [&str; 10] = [
+    "status",
+    "stop",
+    "snapshot",
+    "hold",
+    "cut",
+    "sealed",
+    "resize",
+    "rollback",
+    "plan_snapshot",
+    "plan_rollback",
+];
 /// Longest request in bytes.
 const MAX_LINE: u64 = 64 << 10;
 /// Connections at once; further ones are closed.
@@ -245,6 +256,9 @@ impl Server {
                 Ok(request) if request.command == "resize" => {
                     send(client, &self.resize(&request).unwrap_or_else(|e| failed(&e)))?;
                 }
+                Ok(request) if request.command.starts_with("plan_") => {
+                    send(client, &self.plan(&request).unwrap_or_else(|e| failed(&e)))?;
+                }
                 Ok(request) if request.command == "rollback" => {
                     send(client, &self.rollback(&request).unwrap_or_else(|e| failed(&e)))?;
                 }
@@ -297,10 +311,23 @@ impl Server {
         Ok(resized(done, note))
     }
 
+    /// What a snapshot or a rollback would do.
+    fn plan(&self, request: &Request) -> Result<Value> {
+        let name = SnapshotName::new(request.name.as_deref().unwrap_or_default())?;
+        let what = match request.command.as_str() {
+            "plan_rollback" => {
+                self.users(Users::Look)?;
+                Plan::Rollback(name, present(request))
+            }
+            _ => Plan::Snapshot(name, request.if_changed),
+        };
+        self.jobs.plan(what)
+    }
+
     /// Makes everything ready, has the frontend keep users away, and goes back if there are none.
     fn rollback(&self, request: &Request) -> Result<Value> {
         let name = SnapshotName::new(request.name.as_deref().unwrap_or_default())?;
-        let present = if request.discard { Present::Discard } else { Present::Keep };
+        let present = present(request);
         self.users(Users::Look)?;
         let talk = self.jobs.rollback(name, present);
         let ready = talk.wait(Step::Prepare)?;
@@ -349,6 +376,10 @@ impl Server {
         }
         Ok(())
     }
+}
+
+fn present(request: &Request) -> Present {
+    if request.discard { Present::Discard } else { Present::Keep }
 }
 
 fn resized(done: Resized, note: Option<String>) -> Value {

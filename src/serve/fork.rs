@@ -39,13 +39,18 @@ struct Below {
 /// # Errors
 /// As [`super::snapshot()`] and [`ops::fork`]. A snapshot that was taken stays.
 pub fn fork(given: &Path, new: &[PathBuf], size: Option<u64>, options: &OpenOptions) -> Result<Forked> {
-    if let Some(there) = new.iter().find(|path| path.symlink_metadata().is_ok()) {
-        return Err(Error::new(Kind::Exists, "it exists").at(there));
-    }
+    refuse_existing(new)?;
     let Below { path, taken, report } = below(given, options)?;
     let (parent, new) = (path.clone(), new.to_vec());
     let made = run(async move { ops::fork(&Uring, &path, &new, size).await })?;
     Ok(Forked { parent, taken, report, made })
+}
+
+pub(super) fn refuse_existing(new: &[PathBuf]) -> Result<()> {
+    match new.iter().find(|path| path.symlink_metadata().is_ok()) {
+        Some(there) => Err(Error::new(Kind::Exists, "it exists").at(there)),
+        None => Ok(()),
+    }
 }
 
 fn below(given: &Path, options: &OpenOptions) -> Result<Below> {
@@ -84,7 +89,7 @@ fn served(image: &Path, socket: &Path, options: &OpenOptions) -> Result<Below> {
 }
 
 /// A name that no snapshot of the image has, as far as its chain can be followed.
-fn unused_name(image: &Path, options: &OpenOptions) -> Result<SnapshotName> {
+pub(super) fn unused_name(image: &Path, options: &OpenOptions) -> Result<SnapshotName> {
     let (path, search) = (image.to_owned(), options.search.clone());
     let chain = run(async move { ops::info_chain(&Uring, &path, &search).await });
     let layers = chain.map(|(layers, _)| layers).unwrap_or_default();

@@ -71,10 +71,20 @@ pub(super) struct RollbackJob {
     pub(super) asked: Asked,
 }
 
+/// Something that is not to be done, but told.
+#[derive(Clone, Debug)]
+pub(super) enum Plan {
+    /// The snapshot of that name; `true`: only if there is anything that the last one does not show.
+    Snapshot(SnapshotName, bool),
+    Rollback(SnapshotName, Present),
+}
+
 /// Something to do.
 #[derive(Debug)]
 pub(super) enum Job {
     Rollback(RollbackJob),
+    /// Only to say what would happen.
+    Plan(Plan, Sender<Result<Value>>),
     Snapshot(SnapshotJob),
     Resize(ResizeJob),
 }
@@ -106,6 +116,13 @@ impl Jobs {
     pub(super) fn resize(&self, options: ResizeOptions) -> Result<Resized> {
         let (answer, answered) = channel();
         self.queue.update(|queue| queue.push_back(Job::Resize(ResizeJob { options, answer })));
+        answered.recv().unwrap_or_else(|_| Err(is_ending()))
+    }
+
+    /// Asks what would happen, and waits for the answer.
+    pub(super) fn plan(&self, what: Plan) -> Result<Value> {
+        let (answer, answered) = channel();
+        self.queue.update(|queue| queue.push_back(Job::Plan(what, answer)));
         answered.recv().unwrap_or_else(|_| Err(is_ending()))
     }
 

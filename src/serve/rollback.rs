@@ -61,10 +61,7 @@ fn offline(
     present: Present,
     options: &OpenOptions,
 ) -> Result<RollbackDone> {
-    if let Some(device) = waiting_device(&path) {
-        let text = format!("its device {device} waits for the next daemon, with users that know the disk");
-        return Err(Error::new(Kind::InUse, text).at(path).hint(format!("cowdisk stop {device}")));
-    }
+    refuse_waiting(&path)?;
     let (name, options) = (name.clone(), options.clone());
     let done = run(async move {
         ops::rollback(&Uring, &path, &name, present, &options, process::is_mount_point).await
@@ -81,6 +78,18 @@ fn offline(
         note: None,
         report: Some(done.report),
     })
+}
+
+/// A device that waits for the next daemon has users that know the disk as it is.
+pub(super) fn refuse_waiting(path: &Path) -> Result<()> {
+    match waiting_device(path) {
+        None => Ok(()),
+        Some(device) => {
+            let text =
+                format!("its device {device} waits for the next daemon, with users that know the disk");
+            Err(Error::new(Kind::InUse, text).at(path).hint(format!("cowdisk stop {device}")))
+        }
+    }
 }
 
 fn served(image: &Path, socket: &Path, name: &SnapshotName, present: Present) -> Result<RollbackDone> {

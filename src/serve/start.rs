@@ -335,7 +335,8 @@ impl Starting<'_> {
 /// Forgets daemons that are gone and left nothing behind. As far as possible: it only makes lists shorter.
 pub(super) fn clean_up(registry: &Registry) {
     for entry in registry.entries() {
-        if client::answers(&entry) || process::is_alive(entry.pid) {
+        // Asked last: a thousand daemons would all wake up whenever one of them starts.
+        if process::is_alive(entry.pid) || client::answers(&entry) {
             continue;
         }
         let gone = match entry.device() {

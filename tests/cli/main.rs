@@ -5,6 +5,7 @@ mod bench;
 mod check;
 mod create;
 mod doctor;
+mod dry_run;
 mod fork;
 #[expect(dead_code, reason = "shared with the tests of hostile images")]
 mod image;

@@ -235,7 +235,63 @@ fn kills_in_the_middle_of_a_rollback() {
         );
         outcomes[usize::from(found.0) - 1] += 1;
         daemon.terminate();
-        bench.run(["check", "vm.cow", "--data", "--chain"]).expect(0);
+        // A file that was being made has no content that would tell whose it is.
+        let check = bench.run(["--json", "check", "vm.cow", "--data", "--chain"]).json();
+        let findings = check["findings"].as_array().unwrap();
+        assert!(findings.iter().all(|finding| finding["code"] == "leftover_file"), "{check}");
     }
     println!("kills in rollbacks: {} went back, {} did not", outcomes[0], outcomes[1]);
+}
+
+/// What a dry run says of a served disk is what then happens, and it changes nothing.
+#[test]
+fn dry_runs_of_served_disks() {
+    let bench = Bench::new();
+    bench.image("vm.cow", 16 * MIB);
+    let daemon = bench.serve(["vm.cow"]);
+    fill(&daemon, 1);
+    bench.run(["snapshot", "vm.cow@s1"]).expect(0);
+    let sealed = || fs::metadata(bench.path("vm@s1.cow")).unwrap().permissions().readonly();
+    wait_until("the snapshot is sealed", sealed);
+    fill(&daemon, 2);
+    let files = || {
+        let facts = |name: String| {
+            let meta = fs::metadata(bench.path(&name)).unwrap();
+            (name, meta.ino(), meta.mode())
+        };
+        bench.names("").into_iter().map(facts).collect::<Vec<_>>()
+    };
+    let before = files();
+    let cases: [(&[&str], &str); 4] = [
+        (&["snapshot", "vm.cow@s2"], "/snapshots/0/path"),
+        (&["rollback", "vm.cow@s1"], "/kept/name"),
+        (&["rollback", "vm.cow@s1", "--discard"], "/virtual_size"),
+        (&["fork", "vm.cow", "a.cow"], "/parent"),
+    ];
+    for (args, key) in cases {
+        let dry = bench.run(args.iter().chain([&"--dry-run", &"--json"])).expect(0).json();
+        assert_eq!(files(), before, "{args:?}");
+        assert!(dry["dry_run"] == true && dry["bytes_needed"].as_u64().unwrap() > 0, "{dry}");
+        if args.contains(&"--discard") {
+            assert!(dry["bytes_freed"].as_u64().unwrap() >= 8192 && dry["kept"].is_null(), "{dry}");
+            continue;
+        }
+        if args[0] == "fork" {
+            let real = bench.run(args.iter().chain([&"--json"])).expect(0).json();
+            assert_eq!(dry.pointer(key), real.pointer(key));
+        }
+        assert!(dry.pointer(key).unwrap().is_string(), "{dry}");
+    }
+    let mut client = daemon.connect();
+    let before = files();
+    for args in [["rollback", "vm.cow@s1"], ["rollback", "vm.cow@none"], ["snapshot", "vm.cow@s1"]] {
+        let dry = bench.run(args.iter().chain([&"--dry-run"]));
+        let real = bench.run(args);
+        assert_ne!(real.code, 0, "{args:?}");
+        assert_eq!((dry.code, dry.stderr), (real.code, real.stderr), "{args:?}");
+    }
+    assert_eq!(files(), before);
+    assert_eq!(shown(&mut client), (2, 2));
+    drop(client);
+    daemon.terminate();
 }

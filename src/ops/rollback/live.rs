@@ -65,6 +65,8 @@ impl<'a, S: Storage> LiveRollback<'a, S> {
         is_mount_point: fn(&Path) -> bool,
     ) -> Result<LiveRollback<'a, S>> {
         let path = image.path();
+        // What it goes back to may be the snapshot that was taken last.
+        image.sealed().await?;
         let Some(head) = image.head() else {
             return Err(Error::new(Kind::Permission, "the image is open read-only").at(&path));
         };
@@ -144,7 +146,7 @@ impl<S: Storage> Drop for LiveRollback<'_, S> {
 }
 
 /// A disk that is served keeps the size of its sectors.
-fn same_sectors<S: Storage>(image: &Image<S>, target: &Target) -> Result<()> {
+pub(in crate::ops) fn same_sectors<S: Storage>(image: &Image<S>, target: &Target) -> Result<()> {
     let (now, then) = (image.geometry().sector_size, target.new.sector_size);
     if now == then {
         return Ok(());

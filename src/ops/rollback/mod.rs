@@ -8,6 +8,7 @@ mod live;
 
 use std::path::{Path, PathBuf};
 
+pub(super) use live::same_sectors;
 pub use live::{Kept, LiveRollback, LiveRolledBack};
 
 use super::create::sealed_parent;
@@ -97,13 +98,13 @@ pub async fn rollback<S: Storage>(
 }
 
 /// What the disk is to show, and the empty layer that stands on it.
-struct Target {
+pub(super) struct Target {
     path: PathBuf,
-    new: NewLayer,
+    pub(super) new: NewLayer,
 }
 
 /// Finds the snapshot, and makes sure that everything is there that it needs. `head`: what the image's head says.
-async fn find_target<S: Storage>(
+pub(super) async fn find_target<S: Storage>(
     storage: &S,
     image: &Path,
     name: &SnapshotName,
@@ -123,7 +124,11 @@ async fn find_target<S: Storage>(
 }
 
 /// The name under which the present is kept, if it is.
-fn keep_name<S: Storage>(storage: &S, image: &Image<S>, present: Present) -> Result<Option<SnapshotName>> {
+pub(super) fn keep_name<S: Storage>(
+    storage: &S,
+    image: &Image<S>,
+    present: Present,
+) -> Result<Option<SnapshotName>> {
     let chain = image.chain();
     if present == Present::Discard || chain.unchanged_since().is_some() {
         return Ok(None);

@@ -24,11 +24,11 @@ use crate::error::{Error, Kind, Result};
 use crate::format::{Sealed, Superblock};
 use crate::layer::{self, Head, NewLayer};
 use crate::storage::{File, Lock, Storage};
-use names::{Broken, check_names, overlay, put_in_place};
+use names::{Broken, overlay, put_in_place};
 
 pub use live::LiveCut;
 pub(super) use live::still_there;
-pub(super) use names::{check_mount, copy_access, next_head};
+pub(super) use names::{check_mount, check_names, copy_access, next_head};
 
 /// A snapshot that was taken.
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ use crate::storage::{File, Storage, sync_directory_of};
 use crate::units::BLOCK;
 
 /// Nothing may be called like the new snapshot, neither a file nor a layer of the chain.
-pub(super) async fn check_names<S: Storage>(
+pub(in crate::ops) async fn check_names<S: Storage>(
     storage: &S,
     head: &Path,
     target: &Path,
