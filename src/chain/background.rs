@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::image::Image;
 use crate::error::{Kind, Result};
 use crate::layer::{Finish, Head};
+use crate::space::SpaceStats;
 use crate::storage::Storage;
 
 /// Ticks without a write before the image counts as idle.
@@ -14,6 +15,12 @@ const KEEP_FREE: u64 = 16384;
 /// Pieces of 256 KiB punched in a tick: 16 MiB when busy, 512 MiB when idle.
 const PUNCH_BUSY: usize = 64;
 const PUNCH_IDLE: usize = 2048;
+/// A free run that is worth a hole: 1 MiB. What is written there later must be allocated on the host again.
+const WORTH_A_HOLE: u64 = 256;
+/// Ticks without a write before a hole may be of any length, the longer ones first, until no more than a twentieth of the
+/// live data is free.
+const QUIET_TICKS: u64 = 5;
+const SHORTER: [u64; 2] = [16, 1];
 /// Share of pending entries to the cache budget at which a checkpoint is wanted: 400,000 entries, some 16 MiB.
 const MAX_PENDING: usize = 400_000;
 
@@ -53,9 +60,8 @@ impl<S: Storage> Image<S> {
         }
         // No checkpoint can be made before the seal.
         if idle < IDLE_TICKS || sealing {
-            let stats = head.space.stats();
-            let live = stats.file_blocks.saturating_sub(stats.free_blocks + stats.punched_blocks);
-            head.punch(live.max(KEEP_FREE), PUNCH_BUSY).await;
+            let live = live_blocks(head.space.stats());
+            head.punch(live.max(KEEP_FREE), WORTH_A_HOLE, PUNCH_BUSY).await;
             return Ok(());
         }
         match head.checkpoint(Finish::Running).await {
@@ -64,7 +70,14 @@ impl<S: Storage> Image<S> {
             other => other?,
         }
         head.release_limbo();
-        head.punch(0, PUNCH_IDLE).await;
+        head.punch(0, WORTH_A_HOLE, PUNCH_IDLE).await;
+        if idle >= QUIET_TICKS {
+            head.trim().await;
+            let keep = live_blocks(head.space.stats()) / 20;
+            for shortest in SHORTER {
+                head.punch(keep, shortest, PUNCH_IDLE).await;
+            }
+        }
         Ok(())
     }
 
@@ -93,4 +106,8 @@ impl<S: Storage> Image<S> {
             None => Ok(()),
         }
     }
+}
+
+fn live_blocks(stats: SpaceStats) -> u64 {
+    stats.file_blocks.saturating_sub(stats.free_blocks + stats.punched_blocks)
 }

@@ -227,18 +227,29 @@ impl<S: Storage> Head<S> {
         }
     }
 
-    /// Gives long free runs back to the host, down to `keep` free blocks, at most `pieces` pieces.
-    pub async fn punch(&self, keep: u64, pieces: usize) {
+    /// Gives free runs of at least `shortest` blocks back to the host, down to `keep` free blocks, at most `pieces` pieces.
+    pub async fn punch(&self, keep: u64, shortest: u64, pieces: usize) {
         for _ in 0..pieces {
             if self.journal.poisoned().is_some() {
                 return;
             }
-            let Some(piece) = self.space.start_punch(keep) else { return };
+            let Some(piece) = self.space.start_punch(keep, shortest) else { return };
             let punched = self.reader.file.punch(piece.first.pos(), piece.blocks * BLOCK).await.result;
             self.space.punched(punched.is_ok());
             if punched.is_err() {
                 return;
             }
+        }
+    }
+
+    /// Gives back what was allocated ahead, for a layer that nobody writes to.
+    pub async fn trim(&self) {
+        while self.journal.poisoned().is_none()
+            && let Some(piece) = self.space.start_trim()
+        {
+            // It is as well if the host keeps it.
+            let _ = self.reader.file.punch(piece.first.pos(), piece.blocks * BLOCK).await.result;
+            self.space.trimmed();
         }
     }
 

@@ -6,6 +6,8 @@
 //! * A block is allocated only inside what `fallocate` has given (`backed`), so no data write extends the file or
 //!   runs out of space.
 
+mod holes;
+
 use crate::limits::MAX_REUSED_BLOCKS;
 use crate::map::Freed;
 use crate::runtime::sync::Monitor;
@@ -60,10 +62,6 @@ const FREE_GROWTH: u64 = 16384;
 const FIRST_GROWTH: u64 = 256;
 /// Longest step (16 MiB).
 const MAX_GROWTH: u64 = 4096;
-/// Punched in one piece: 256 KiB, so that no request waits long behind it.
-const PUNCH_PIECE: u64 = 64;
-/// Free runs shorter than this (1 MiB) are not worth a hole.
-const MIN_PUNCH: u64 = 256;
 
 #[derive(Debug)]
 struct State {
@@ -78,6 +76,8 @@ struct State {
     /// Free blocks that are holes on the host: allocated there again before they are handed out.
     punched: Bitmap,
     punching: Option<BlockRun>,
+    /// What was allocated ahead is being given back: until that is done the file does not grow.
+    trimming: bool,
     sweep: u64,
     limbo: Limbo,
     /// Until the holes below it are known: the top at open, and what was freed below it since.
@@ -139,6 +139,7 @@ impl Space {
             free: Bitmap::default(),
             punched: Bitmap::default(),
             punching: None,
+            trimming: false,
             sweep: block_area.0,
             limbo: Limbo::default(),
             unknown_below: (top > block_area).then_some(top.0),
@@ -252,7 +253,7 @@ impl Space {
         self.state
             .wait(|s| match s.closed {
                 true => Some(None),
-                false => s.grow_wanted.then(|| Some(s.start_growth())),
+                false => (s.grow_wanted && !s.trimming).then(|| Some(s.start_growth())),
             })
             .await
     }
@@ -304,41 +305,6 @@ impl Space {
             }
             for freed in std::mem::take(&mut s.freed_unknown) {
                 s.insert_freed(freed);
-            }
-        });
-    }
-
-    /// Takes a piece of a long free run out, to be made a hole. At most one at a time; until
-    /// [`Space::punched`] it is not allocatable. Keeps `keep` free blocks unpunched.
-    pub fn start_punch(&self, keep: u64) -> Option<BlockRun> {
-        self.state.with(|s| {
-            if s.punching.is_some() || s.free.count() <= keep {
-                return None;
-            }
-            let mut next = s.block_area;
-            for _ in 0..SWEEP_LOOKS * 16 {
-                let run = s.free.next_run(next, MIN_PUNCH)?;
-                if run.end - run.start >= MIN_PUNCH {
-                    let piece = BlockRun { first: PBlock(run.start), blocks: PUNCH_PIECE };
-                    s.free.remove(run.start..run.start + PUNCH_PIECE);
-                    s.punching = Some(piece);
-                    return Some(piece);
-                }
-                next = run.end;
-            }
-            None
-        })
-    }
-
-    /// The piece is a hole now (or, `false`, it could not be made one); either way it is free again.
-    pub fn punched(&self, done: bool) {
-        self.state.update(|s| {
-            let Some(piece) = s.punching.take() else { return };
-            let blocks = piece.first.0..piece.first.0 + piece.blocks;
-            if done {
-                s.punched.insert(blocks);
-            } else {
-                s.free.insert(blocks);
             }
         });
     }
@@ -414,8 +380,12 @@ impl State {
         (blocks > 0).then_some(BlockRun { first, blocks })
     }
 
+    fn first_step(&self) -> u64 {
+        self.options.first_growth.clamp(1, MAX_GROWTH)
+    }
+
     fn start_growth(&mut self) -> BlockRun {
-        let run = match self.punched.next_run(0, self.growth_step) {
+        let run = match self.hole_to_fill() {
             Some(hole) => {
                 self.punched.remove(hole.clone());
                 BlockRun { first: PBlock(hole.start), blocks: hole.end - hole.start }
@@ -457,7 +427,7 @@ impl State {
             self.growth_step /= 2;
             return;
         } else {
-            self.growth_step = self.options.first_growth.clamp(1, MAX_GROWTH);
+            self.growth_step = self.first_step();
             self.full = true;
         }
         self.grow_wanted = false;

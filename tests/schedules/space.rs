@@ -120,7 +120,7 @@ impl World {
     fn punch(&self) {
         for _ in 0..3 {
             thread::yield_now();
-            let Some(piece) = self.space.start_punch(0) else { continue };
+            let Some(piece) = self.space.start_punch(0, 256) else { continue };
             self.turn(piece, Block::Free, Block::Hole);
             thread::yield_now();
             let done = thread_rng().gen_bool(0.8);

@@ -18,6 +18,7 @@ mod names;
 mod resize;
 mod rollback;
 mod snapshots;
+mod space;
 mod status;
 mod systemd;
 mod unseen;

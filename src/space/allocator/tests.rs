@@ -1,7 +1,11 @@
 mod growth;
 mod sweep;
 
+use super::holes::{GOOD_HOLE, PUNCH_PIECE};
 use super::*;
+
+/// Shorter runs are left alone in these tests.
+const MIN_PUNCH: u64 = 256;
 
 fn space(top: u64, backed: u64) -> Space {
     Space::new(PBlock(10), PBlock(top), backed, Readers::default(), SpaceOptions::default())
@@ -88,7 +92,7 @@ fn the_counts_are_those_of_the_state() {
     assert_eq!(space.reserve(600), Reserve::Run(run(10, 600)));
     free_now(&space, [(10, 300), (500, 7)]);
     space.free_later(&[freed(600, 5, 2)]);
-    assert!(space.start_punch(0).is_some());
+    assert!(space.start_punch(0, MIN_PUNCH).is_some());
     space.punched(true);
     let stats =
         SpaceStats { file_blocks: 600, free_blocks: 243, punched_blocks: 64, limbo_blocks: 5, ..none };
@@ -136,9 +140,9 @@ fn a_punched_piece_is_not_allocatable_until_it_is_backed_again() {
     space.free_later(&[freed(10, MIN_PUNCH as u32, 1)]);
     assert_eq!(space.release(Seq(1)), None);
     assert_eq!(space.release(Seq(1)), None);
-    let piece = space.start_punch(0).unwrap();
+    let piece = space.start_punch(0, MIN_PUNCH).unwrap();
     assert_eq!(piece, run(10, PUNCH_PIECE));
-    assert_eq!(space.start_punch(0), None, "one at a time");
+    assert_eq!(space.start_punch(0, MIN_PUNCH), None, "one at a time");
     space.punched(true);
     assert_eq!(space.stats().punched_blocks, PUNCH_PIECE);
     let Reserve::Run(next) = space.reserve(1000) else { panic!("the rest is free") };

@@ -87,7 +87,7 @@ fn a_hole_that_cannot_be_filled_stays_one() {
     let space = space(10, 10 + MIN_PUNCH);
     assert_eq!(space.reserve(MIN_PUNCH), Reserve::Run(run(10, MIN_PUNCH)));
     free_now(&space, [(10, MIN_PUNCH as u32)]);
-    assert_eq!(space.start_punch(0), Some(run(10, PUNCH_PIECE)));
+    assert_eq!(space.start_punch(0, MIN_PUNCH), Some(run(10, PUNCH_PIECE)));
     space.punched(true);
     let rest = MIN_PUNCH - PUNCH_PIECE;
     assert_eq!(space.reserve(1000), Reserve::Run(run(10 + PUNCH_PIECE, rest)));
@@ -107,10 +107,10 @@ fn only_long_runs_are_punched_and_some_blocks_are_kept() {
     assert_eq!(space.reserve(10_000), Reserve::Run(run(10, 10_000)));
     // A hundred runs that are too short, then one that is long enough.
     free_now(&space, (0..100).map(|i| (10 + 20 * i, 10)).chain([(3000, 255)]));
-    assert_eq!(space.start_punch(0), None);
+    assert_eq!(space.start_punch(0, MIN_PUNCH), None);
     free_now(&space, [(5000, 256)]);
-    assert_eq!(space.start_punch(1000 + 255 + 256), None, "no more is free than is to be kept");
-    assert_eq!(space.start_punch(1000 + 255 + 255), Some(run(5000, PUNCH_PIECE)));
+    assert_eq!(space.start_punch(1000 + 255 + 256, MIN_PUNCH), None, "no more is free than is to be kept");
+    assert_eq!(space.start_punch(1000 + 255 + 255, MIN_PUNCH), Some(run(5000, PUNCH_PIECE)));
     space.punched(false);
     assert_eq!((space.stats().punched_blocks, space.stats().free_blocks), (0, 1000 + 255 + 256));
 }
@@ -140,7 +140,7 @@ fn a_hole_filled_in_vain_is_neither_free_nor_a_hole() {
     space.grown(true);
     assert_eq!(space.reserve(10_000), Reserve::Run(run(10, FIRST_GROWTH)));
     space.give_back(run(10, FIRST_GROWTH));
-    let hole = space.start_punch(0).unwrap();
+    let hole = space.start_punch(0, MIN_PUNCH).unwrap();
     space.punched(true);
     let all = FIRST_GROWTH - hole.blocks;
     assert_eq!(space.reserve(10_000), Reserve::Run(run(10 + hole.blocks, all)));
@@ -164,4 +164,43 @@ fn a_closed_space_waits_for_the_zeros_in_flight() {
     assert_eq!(now(space.zeroing_ended()), Some(()));
     assert!(!space.start_zeroing(), "none begins any more");
     assert_eq!(now(space.zeroing_ended()), Some(()));
+}
+
+#[test]
+fn what_was_allocated_ahead_is_given_back_in_pieces_and_nothing_grows_meanwhile() {
+    let end = 10_010;
+    let space = space(10, end);
+    assert_eq!(space.reserve(3), Reserve::Run(run(10, 3)));
+    let first = end - PUNCH_PIECE;
+    assert_eq!(space.start_trim(), Some(run(first, PUNCH_PIECE)));
+    assert_eq!(space.start_trim(), None, "one at a time");
+    assert_eq!(space.reserve(end), Reserve::Run(run(13, first - 13)), "what is there can be used");
+    assert_eq!(space.reserve(8), Reserve::Wait);
+    assert_eq!(now(space.growth_wanted()), None, "the piece could be allocated and then taken away");
+    space.trimmed();
+    assert_eq!(now(space.growth_wanted()), Some(Some(run(first, FIRST_GROWTH))));
+    assert_eq!(space.start_trim(), None, "it grows");
+    space.grown(true);
+    assert_eq!(space.reserve(8), Reserve::Run(run(first, 8)));
+}
+
+#[test]
+fn short_holes_are_filled_when_the_file_may_not_grow() {
+    let space = space(10, 10 + 4 * GOOD_HOLE);
+    assert_eq!(space.reserve(4 * GOOD_HOLE), Reserve::Run(run(10, 4 * GOOD_HOLE)));
+    free_now(&space, [(12, 1), (100, GOOD_HOLE as u32), (14, 2)]);
+    let mut made = Vec::new();
+    while let Some(piece) = space.start_punch(0, 1) {
+        made.push(piece);
+        space.punched(true);
+    }
+    assert_eq!(made, [run(12, 1), run(14, 2), run(100, GOOD_HOLE)]);
+    assert_eq!(space.reserve(1), Reserve::Wait);
+    assert_eq!(now(space.growth_wanted()), Some(Some(run(100, GOOD_HOLE))), "the long one first");
+    space.grown(true);
+    assert_eq!(space.reserve(GOOD_HOLE), Reserve::Run(run(100, GOOD_HOLE)));
+    assert_eq!(space.reserve(1), Reserve::Wait);
+    // A small file may grow whatever it holds.
+    let Some(Some(growth)) = now(space.growth_wanted()) else { panic!("it was wanted") };
+    assert_eq!(growth.first.0, 10 + 4 * GOOD_HOLE);
 }

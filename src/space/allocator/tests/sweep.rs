@@ -72,7 +72,7 @@ fn a_big_file_may_grow_to_twice_its_live_data() {
         let space =
             full(1000, SpaceOptions { slack_percent: 200, free_growth: 0, first_growth: FIRST_GROWTH });
         free_now(&space, [(10, 256)]);
-        assert_eq!(space.start_punch(0), Some(run(10, PUNCH_PIECE)));
+        assert_eq!(space.start_punch(0, MIN_PUNCH), Some(run(10, PUNCH_PIECE)));
         space.punched(true);
         assert_eq!(space.reserve(192), Reserve::Run(run(74, 192)));
         // 64 blocks are punched, 236 free in short runs: with 200 in limbo 500 of 1000 are live.
