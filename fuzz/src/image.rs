@@ -54,10 +54,11 @@ impl Opened {
 pub async fn open(disk: &SimDisk) -> cowdisk::Result<Opened> {
     let (image, _) = open_chain(disk, Path::new(IMAGE), &options()).await?;
     let image = Arc::new(image);
-    let (a, b, c, d) = (image.clone(), image.clone(), image.clone(), image.clone());
+    let (a, b, c, d, e) = (image.clone(), image.clone(), image.clone(), image.clone(), image.clone());
     spawn(async move { a.run_checkpoints().await });
     spawn(async move { b.run_growth().await });
     spawn(async move { c.run_ring_growth().await });
+    spawn(async move { e.run_seals().await });
     // Of a damaged tree the holes cannot be known; the file grows instead.
     spawn(async move { d.find_holes().await.ok() });
     let queue = ImageQueue::new(image.clone());

@@ -189,7 +189,14 @@ fn encode(record: &Record, salt: Salt, out: &mut [u8]) -> Option<usize> {
         .map(|e| RecordExtent { vblock: VBlock(e.vblock), place: place(e.place), blocks: e.blocks })
         .collect();
     let Record { seq, durable, unsettled, crcs, .. } = record;
-    let record = RecordRef { seq: Seq(*seq), durable: Seq(*durable), unsettled, extents: &extents, crcs, resize: None };
+    let record = RecordRef {
+        seq: Seq(*seq),
+        durable: Seq(*durable),
+        unsettled,
+        extents: &extents,
+        crcs,
+        resize: None,
+    };
     encode_record(&record, salt, out)
 }
 
