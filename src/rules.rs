@@ -83,10 +83,22 @@ pub enum Rule {
     DurableResize,
     /// K: a superblock's size is that of its cut.
     SizeOfCut,
+    /// Join: the layer above says that it takes the result before anything else changes.
+    JoinNote,
+    /// Join: what was copied, and the tree that names it, is durable before the superblock.
+    JoinData,
+    /// Join: the superblock is durable before what only the one before it needs is given back or used again.
+    JoinSuperblock,
+    /// Join: the names are durable before the note above goes.
+    JoinNames,
+    /// Join: what lies behind the end of a smaller lower layer stays zeros.
+    JoinEnd,
+    /// Join: the lower layer is nobody's parent any more but the upper one's.
+    Condemned,
 }
 
 impl Rule {
-    /// All of them.
+    /// Those of a disk that is written to.
     pub const ALL: [Rule; 38] = [
         Rule::Reserve,
         Rule::Numbers,
@@ -126,6 +138,15 @@ impl Rule {
         Rule::LookAgain,
         Rule::DurableResize,
         Rule::SizeOfCut,
+    ];
+    /// Those of joining two layers, which no request notices.
+    pub const OF_JOINS: [Rule; 6] = [
+        Rule::JoinNote,
+        Rule::JoinData,
+        Rule::JoinSuperblock,
+        Rule::JoinNames,
+        Rule::JoinEnd,
+        Rule::Condemned,
     ];
 }
 

@@ -3,6 +3,7 @@
 mod background;
 mod base;
 mod image;
+mod kin;
 mod layers;
 mod leftovers;
 mod locks;
@@ -18,12 +19,14 @@ mod write;
 
 pub use base::{Base, describe_raw, open_base, sample};
 pub use image::{Counters, FailedRequest, Failure, Image, OpCounts};
+pub use kin::{check_parent, condemned, is_parent};
 pub use layers::{Chain, ChainLayer};
 pub use leftovers::{Leftovers, find_leftovers};
 #[cfg(feature = "shuttle")]
 pub use locks::{RangeLock, RangeLocks};
 pub use names::{
-    SnapshotName, image_file, is_temporary, snapshot_path, split_name, split_snapshot, unused_temporary,
+    SnapshotName, image_file, is_temporary, nameless_path, snapshot_path, split_name, split_snapshot,
+    unused_temporary,
 };
 pub use open::{
     Access, OpenOptions, OpenReport, find_foreign, find_parent, hints_between, open_chain, open_over,

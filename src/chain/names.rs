@@ -85,6 +85,21 @@ pub fn snapshot_path(image: &Path, name: &SnapshotName) -> PathBuf {
     image.with_file_name(file)
 }
 
+/// Numbers that are tried for a layer without a name.
+const MAX_NAMELESS: usize = 2 * crate::limits::MAX_CHAIN;
+
+/// A free file for a sealed layer of `image` that is no snapshot: `vm@~1.cow`, which no snapshot can be called.
+///
+/// # Errors
+/// All are taken.
+pub fn nameless_path<S: Storage>(storage: &S, image: &Path) -> Result<PathBuf> {
+    let paths = (1..=MAX_NAMELESS).map(|n| snapshot_path(image, &SnapshotName(format!("~{n}"))));
+    paths
+        .into_iter()
+        .find(|path| storage.meta(path).is_err())
+        .ok_or_else(|| Error::new(Kind::Exists, "it has all the layers that it may have").at(image))
+}
+
 /// Marks a file that is being made.
 const TEMPORARY: &str = ".cowdisk-";
 /// Bytes of the name that a temporary name repeats: file systems end at 255.

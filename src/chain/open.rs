@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use super::base::{Base, open_base};
 use super::image::Image;
+use super::kin::{check_parent, condemned, is_parent, moved_to_parent};
 use super::layers::{ChainLayer, TOP};
 use super::leftovers::remove_leftovers;
-use super::names::image_file;
+use super::names::{SnapshotName, image_file};
 use crate::error::{Error, Kind, Result, printable};
-use crate::format::{Holder, LayerId, Parent, PathHints, Sealed, Superblock};
+use crate::format::{Holder, Joining, LayerId, Parent, PathHints, Sealed, Superblock};
 use crate::layer::{
     Caches, Head, LayerReader, LockedLayer, Opened, Recovery, finish_seal, lock_head, open_read_only,
     read_slots, recover_head, sync_sealed, while_dying,
@@ -89,6 +90,9 @@ pub async fn open_chain<S: Storage>(
         }
         Access::Read { lock } => {
             let opened = open_read_only(storage, &path, TOP, &caches, *lock).await?;
+            if opened.sb.joining.as_ref().is_some_and(Joining::is_condemned) {
+                return Err(condemned(&opened.sb).at(&path));
+            }
             report.recovery = opened.recovery.clone();
             layers.push(chain_layer(opened));
             None
@@ -184,7 +188,7 @@ async fn seal_parent<S: Storage>(
     if *layer == locked.sb.layer {
         return Err(Error::corrupt("the chain of parents is a circle").at(path));
     }
-    let (at, sb) = find_parent(storage, path, *layer, hints, &options.search).await?;
+    let (at, sb) = find_parent(storage, path, &locked.sb, &options.search).await?;
     let sb = match sb.sealed {
         Some(_) => read_sealed(storage, &at, *layer).await?,
         None => match lock_head(storage, &at, me, &options.alive).await {
@@ -238,10 +242,11 @@ async fn recover_unsealed<S: Storage>(
     recover_head(storage, path, locked, LayerTag(u32::MAX), caches, me.clone(), None).await
 }
 
-/// The snapshot name in `vm@NAME.cow`; empty if there is none.
+/// The snapshot name in `vm@NAME.cow`; empty if there is none, as in `vm@~1.cow`.
 fn name_in(path: &Path) -> String {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    stem.rsplit_once('@').map_or_else(String::new, |(_, name)| name.to_owned())
+    let name = stem.rsplit_once('@').and_then(|(_, name)| SnapshotName::new(name).ok());
+    name.map_or_else(String::new, |name| name.as_str().to_owned())
 }
 
 /// Opens everything below `layers`, one after the other.
@@ -263,7 +268,7 @@ pub(super) async fn open_parents<S: Storage>(
                 let base = open_base(storage, &at, &parent).await.map_err(|e| rebase_hint(e, &path))?;
                 return Ok(Some((at, base)));
             }
-            Parent::Layer { layer, root_crc, hints } => {
+            Parent::Layer { layer, .. } => {
                 if !seen.insert(layer) {
                     return Err(Error::corrupt("the chain of parents is a circle").at(&path));
                 }
@@ -272,8 +277,11 @@ pub(super) async fn open_parents<S: Storage>(
                     return Err(Error::new(Kind::Unsupported, text).at(&path));
                 }
                 let tag = LayerTag(child.reader.tag.0 - 1);
-                let (at, _) = find_parent(storage, &path, layer, &hints, search).await?;
-                let next = open_layer(storage, &at, tag, caches, layer, root_crc).await?;
+                let (at, _) = find_parent(storage, &path, &child.sb, search).await?;
+                let next = open_layer(storage, &at, tag, caches, &child.sb).await?;
+                if let Some(moved) = moved_to_parent(&child.sb, &next.sb) {
+                    child.reader.set_moved(moved);
+                }
                 layers.push(next);
             }
         }
@@ -285,20 +293,16 @@ async fn open_layer<S: Storage>(
     path: &Path,
     tag: LayerTag,
     caches: &Caches,
-    layer: LayerId,
-    root_crc: Option<u32>,
+    child: &Superblock,
 ) -> Result<ChainLayer<S::File>> {
     let how = OpenHow { write: false, direct: false, regular_only: true };
     let file = storage.open(path, how).map_err(|e| Error::io("open parent", e).at(path))?;
     lock_parent(storage, &file, path).await?;
     let sb = read_slots(&file, path).await?.newest;
-    if sb.layer != layer || root_crc.is_some_and(|crc| crc != sb.root.crc) {
-        return Err(Error::new(
-            Kind::ParentChanged,
-            "the parent's content is not what the layer was made on",
-        )
-        .at(path));
+    if !is_parent(child, &sb) {
+        return Err(changed(path));
     }
+    check_parent(child, &sb).map_err(|e| e.at(path))?;
     if sb.sealed.is_none() {
         return Err(Error::new(
             Kind::ParentChanged,
@@ -326,17 +330,20 @@ async fn lock_parent<S: Storage>(storage: &S, file: &S::File, path: &Path) -> Re
     }
 }
 
-/// Finds the layer `id` that `child` stands on: at the recorded places, beside the child, in `search`.
+/// Finds the layer that `child`, whose superblock is `sb`, stands on: at the recorded places, beside the child, in
+/// `search`.
 ///
 /// # Errors
 /// `ParentMissing` with the places; `ParentChanged` if a file is there but has another identity.
 pub async fn find_parent<S: Storage>(
     storage: &S,
     child: &Path,
-    id: LayerId,
-    hints: &PathHints,
+    sb: &Superblock,
     search: &[PathBuf],
 ) -> Result<(PathBuf, Superblock)> {
+    let Parent::Layer { layer: id, hints, .. } = &sb.parent else {
+        return Err(Error::new(Kind::ParentMissing, "it stands on no layer").at(child));
+    };
     let mut other = None;
     for place in candidates(child, hints, search) {
         let how = OpenHow { write: false, direct: false, regular_only: true };
@@ -347,7 +354,7 @@ pub async fn find_parent<S: Storage>(
             Err(_) => continue,
         };
         match read_slots(&file, &place).await {
-            Ok(slots) if slots.newest.layer == id => return Ok((place, slots.newest)),
+            Ok(slots) if is_parent(sb, &slots.newest) => return Ok((place, slots.newest)),
             Ok(slots) => other = Some((place, format!("it is layer {}, not {id}", slots.newest.layer))),
             Err(e) => other = Some((place, e.message())),
         }

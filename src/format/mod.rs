@@ -6,6 +6,7 @@
 mod codec;
 mod header;
 mod ids;
+mod joining;
 mod node;
 mod record;
 mod superblock;
@@ -14,6 +15,7 @@ pub mod testing;
 
 pub use header::{HEADER_BYTES, Header, Magic};
 pub use ids::{BootId, DiskId, LayerId};
+pub use joining::Joining;
 pub use node::{
     Child, INNER_CAPACITY, InnerNode, LEAF_BODY_BYTES, LEAF_CRC_BYTES, LEAF_EXTENT_BYTES, LeafExtent,
     LeafNode, MAX_EXTENT_BLOCKS, MAX_LEAF_START, MAX_ZERO_BLOCKS,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::header::{HEADER_BYTES, Header, Magic, empty_block};
-use super::{BootId, DiskId, FORMAT_VERSION, LayerId, codec};
+use super::{BootId, DiskId, FORMAT_VERSION, Joining, LayerId, codec};
 use crate::error::{Error, Kind, Result};
 use crate::limits;
 use crate::units::{BLOCK, BLOCK_SIZE, PBlock, SECTOR, Seq, blocks_for};
@@ -174,6 +174,8 @@ pub struct Superblock {
     pub sealed: Option<Sealed>,
     /// Set while the layer is open for writing; still set after a crash.
     pub holder: Option<Holder>,
+    /// Set while the layer takes part in a join.
+    pub joining: Option<Joining>,
 }
 
 impl Superblock {
@@ -322,7 +324,21 @@ impl Superblock {
         if self.holder.as_ref().is_some_and(|h| long(&h.host) || long(&h.socket)) {
             return Err("holder is too long".into());
         }
-        Ok(())
+        self.check_joining()
+    }
+
+    fn check_joining(&self) -> std::result::Result<(), String> {
+        match &self.joining {
+            None => Ok(()),
+            // Whoever goes, or takes from its child, is immutable but for the join.
+            Some(joining)
+                if self.sealed.is_none()
+                    && !matches!(joining, Joining::Above { .. } | Joining::TakesLower { .. }) =>
+            {
+                Err("a layer that is not sealed cannot take this part in a join".into())
+            }
+            Some(joining) => joining.check(),
+        }
     }
 
     /// True if this program may not write to the layer: it has read-only compatible features unknown here.
@@ -362,6 +378,7 @@ impl Superblock {
             parent: Parent::None,
             sealed: None,
             holder: None,
+            joining: None,
         }
     }
 

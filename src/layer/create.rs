@@ -46,7 +46,10 @@ impl NewLayer {
 }
 
 /// A new random identity.
-pub(super) fn random_id<S: Storage>(storage: &S) -> Result<[u8; 16]> {
+///
+/// # Errors
+/// What the host says.
+pub fn random_id<S: Storage>(storage: &S) -> Result<[u8; 16]> {
     let mut id = [0; 16];
     storage.random(&mut id).map_err(|e| Error::io("read random bytes", e))?;
     Ok(id)

@@ -262,19 +262,19 @@ impl<S: Storage> Head<S> {
 }
 
 /// The blocks that a tree leads to. A file that somebody else has written may use one of them twice.
-struct UsedBlocks {
+pub(super) struct UsedBlocks {
     /// Where they may lie.
     area: std::ops::Range<PBlock>,
-    blocks: Bitmap,
-    wrong: Option<Error>,
+    pub(super) blocks: Bitmap,
+    pub(super) wrong: Option<Error>,
 }
 
 impl UsedBlocks {
-    fn new(area: std::ops::Range<PBlock>) -> UsedBlocks {
+    pub(super) fn new(area: std::ops::Range<PBlock>) -> UsedBlocks {
         UsedBlocks { area, blocks: Bitmap::default(), wrong: None }
     }
 
-    fn add(&mut self, first: PBlock, blocks: u64) {
+    pub(super) fn add(&mut self, first: PBlock, blocks: u64) {
         let end = first.plus(blocks);
         let what = if first < self.area.start || end > self.area.end {
             "outside of the area in use"

@@ -5,6 +5,7 @@ mod below;
 mod checkpoint;
 mod commit;
 mod create;
+mod editor;
 mod head;
 mod open;
 mod reader;
@@ -13,7 +14,8 @@ mod zero;
 
 pub use batch::{Batch, QueueSpace, WriteItem, Written};
 pub use checkpoint::Finish;
-pub use create::{NewLayer, create};
+pub use create::{NewLayer, create, random_id};
+pub use editor::Editor;
 pub use head::{Head, HeadStats};
 pub use open::{
     LockedLayer, Opened, Recovery, finish_seal, install, lock_head, open_read_only, recover_head,

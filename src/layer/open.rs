@@ -249,7 +249,7 @@ async fn open_locked<S: Storage>(
 }
 
 /// O1: what a dead daemon wrote is complete but not durable, and the next superblock must not outrun it.
-async fn sync_before_reading<S: Storage>(storage: &S, file: &S::File, path: &Path) -> Result<()> {
+pub(super) async fn sync_before_reading<S: Storage>(storage: &S, file: &S::File, path: &Path) -> Result<()> {
     sync_directory_of(storage, path)?;
     file.sync_data().await.result.map_err(|e| Error::io("fdatasync", e).at(path))?;
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -49,14 +50,23 @@ pub struct LayerReader<F> {
     /// Its map has a checksum of each data block.
     pub checksums: bool,
     root: Mutex<TreeRoot>,
+    /// What the layer has in front of this block is in its parent: a join has moved it there.
+    moved: AtomicU64,
 }
 
 impl<F: File> LayerReader<F> {
     /// For the open `file`, whose superblock is `sb`.
     pub fn new(path: &Path, file: F, tag: LayerTag, sb: &Superblock, caches: &Caches) -> LayerReader<F> {
         let tree = Tree::new(file.clone(), tag, caches.nodes.clone());
-        let checksums = sb.checksums.protects();
-        LayerReader { path: path.to_path_buf(), file, tree, tag, checksums, root: Mutex::new(sb.root) }
+        LayerReader {
+            path: path.to_path_buf(),
+            file,
+            tree,
+            tag,
+            checksums: sb.checksums.protects(),
+            root: Mutex::new(sb.root),
+            moved: AtomicU64::new(0),
+        }
     }
 
     /// The root in force.
@@ -69,6 +79,16 @@ impl<F: File> LayerReader<F> {
         *self.root.lock() = root;
     }
 
+    /// The block in front of which the parent answers for this layer too.
+    pub fn moved(&self) -> VBlock {
+        VBlock(self.moved.load(Ordering::Relaxed))
+    }
+
+    /// The parent answers for this layer in front of `next`.
+    pub fn set_moved(&self, next: VBlock) {
+        self.moved.store(next.0, Ordering::Relaxed);
+    }
+
     /// Calls `found` for every extent of the tree in `range`, clipped, in order.
     ///
     /// # Errors
@@ -78,6 +98,7 @@ impl<F: File> LayerReader<F> {
         range: std::ops::Range<VBlock>,
         found: impl FnMut(VBlock, u32, Place, &[u32]),
     ) -> Result<()> {
+        let range = range.start.max(self.moved())..range.end;
         self.tree.extents(&self.root(), range, found).await.map_err(|e| e.at(&self.path))
     }
 }

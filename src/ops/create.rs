@@ -9,7 +9,7 @@ use crate::chain::{
     Access, ImageQueue, OpenOptions, describe_raw, hints_between, open_chain, unused_temporary,
 };
 use crate::error::{Error, Kind, Result};
-use crate::format::{Parent, PathHints, Superblock};
+use crate::format::{Joining, Parent, PathHints, Superblock};
 use crate::layer::{self, NewLayer, read_slots, sync_sealed};
 use crate::limits;
 use crate::storage::{File, FileKind, Lock, Meta, OpenHow, Storage, sync_directory_of};
@@ -234,6 +234,9 @@ pub(super) async fn sealed_parent<S: Storage>(
     if sb.sealed.is_none() {
         let error = Error::new(Kind::Unsupported, "the base is not sealed: fork a snapshot of it").at(base);
         return Err(error.hint(format!("cowdisk snapshot '{}@NAME'", base.display())));
+    }
+    if sb.joining.as_ref().is_some_and(|joining| !matches!(joining, Joining::Above { .. })) {
+        return Err(super::join_first(&sb, base));
     }
     sync_sealed(&file, base).await?;
     Ok((Parent::Layer { layer: sb.layer, root_crc: Some(sb.root.crc), hints }, sb))

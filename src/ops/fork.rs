@@ -71,12 +71,12 @@ pub async fn unchanged_since<S: Storage>(
     if sb.sealed.is_some() {
         return Ok(Some(path.to_owned()));
     }
-    let Parent::Layer { layer, root_crc, hints } = &sb.parent else { return Ok(None) };
+    let Parent::Layer { root_crc, .. } = &sb.parent else { return Ok(None) };
     let empty = sb.holder.is_none() && sb.root.height == 0 && sb.cut == Seq(0);
     if !empty {
         return Ok(None);
     }
-    let (parent, below) = find_parent(storage, path, *layer, hints, search).await?;
+    let (parent, below) = find_parent(storage, path, &sb, search).await?;
     // One that is not sealed yet, or that is another one by now, is dealt with by an open.
     let same = below.sealed.is_some() && root_crc.is_none_or(|crc| crc == below.root.crc);
     Ok((same && below.virtual_size == sb.virtual_size).then_some(parent))

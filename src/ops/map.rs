@@ -260,6 +260,10 @@ impl<'a, S: Storage> Cursor<'a, S> {
     }
 
     async fn in_tree(&mut self, block: VBlock) -> Result<(VBlock, Option<Place>)> {
+        let moved = self.layer.reader.moved();
+        if block < moved {
+            return Ok((moved, None));
+        }
         if self.leaf.as_ref().is_none_or(|(_, range)| !range.contains(&block)) {
             let leaf = self.layer.reader.tree.leaf(&self.root, block).await;
             self.leaf = leaf.map_err(|e| e.at(&self.layer.reader.path))?;

@@ -3,8 +3,10 @@
 mod bench;
 mod check;
 mod create;
+mod delete;
 mod fork;
 mod info;
+mod join;
 mod list;
 mod map;
 mod plan;
@@ -17,8 +19,10 @@ mod walk;
 pub use bench::{BenchOptions, BenchResult, Histogram, bench};
 pub use check::{CheckOptions, CheckReport, Code, Finding, Findings, Severity, Status, check};
 pub use create::{BaseFormat, CreateOptions, create};
+pub use delete::{DeletePlan, Deleted, delete, plan_delete};
 pub use fork::{fork, unchanged_since, unused_snapshot_name};
 pub use info::{LayerInfo, info, info_chain};
+pub use join::{CHUNK_BYTES, Direction, Work, stopped};
 pub use list::{Disk, Listing, SnapshotEntry, list};
 pub use map::{MapRun, RunState, map, map_since};
 pub use plan::{
@@ -33,7 +37,7 @@ pub use walk::{Chain, Link, find_snapshot, locate, read_superblock, walk};
 use std::path::Path;
 
 use crate::error::{Error, Kind, Result, printable};
-use crate::format::Holder;
+use crate::format::{Holder, Joining, Superblock};
 use crate::layer::{read_slots, while_dying};
 use crate::storage::{File, Lock, OpenHow, Storage};
 
@@ -53,6 +57,18 @@ pub async fn settle<S: Storage>(storage: &S, path: &Path, gone: fn(&Holder) -> b
         Ok((!holder.is_some_and(|h| gone(&h))).then_some(()))
     });
     settled.await.map(|_| ())
+}
+
+/// The error for a layer that takes part in a join that was broken off, and so cannot have another child, or lose the one
+/// that knows of it.
+fn join_first(sb: &Superblock, path: &Path) -> Error {
+    let name = match &sb.joining {
+        Some(Joining::Above { name, .. }) => name.as_str(),
+        _ => "NAME",
+    };
+    let text = "a command that joins layers of this disk was broken off: it must be ended first";
+    let error = Error::new(Kind::InUse, text).at(path);
+    error.hint(format!("cowdisk delete IMAGE@{}", printable(name)))
 }
 
 /// The error for a file whose lock somebody else holds: names the holder, if the file does.

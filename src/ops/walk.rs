@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::chain::{
-    SnapshotName, find_foreign, find_parent, image_file, open_base, snapshot_path, split_name,
+    SnapshotName, check_parent, find_foreign, find_parent, image_file, open_base, snapshot_path, split_name,
 };
 use crate::error::{Error, Kind, Result, printable};
 use crate::format::{LayerId, Parent, Superblock};
@@ -86,7 +86,7 @@ pub(super) async fn parent_of<S: Storage>(
             open_base(storage, &at, parent).await?;
             Ok(Below::Base(at))
         }
-        Parent::Layer { layer, root_crc, hints } => {
+        Parent::Layer { layer, .. } => {
             if !seen.insert(*layer) {
                 return Err(Error::corrupt("the chain of parents is a circle").at(&child.path));
             }
@@ -94,11 +94,8 @@ pub(super) async fn parent_of<S: Storage>(
                 let text = format!("the chain of parents is longer than {MAX_CHAIN}");
                 return Err(Error::new(Kind::Unsupported, text).at(&child.path));
             }
-            let (path, sb) = find_parent(storage, &child.path, *layer, hints, search).await?;
-            if root_crc.is_some_and(|crc| crc != sb.root.crc) {
-                let text = "the parent's content is not what the layer was made on";
-                return Err(Error::new(Kind::ParentChanged, text).at(&path));
-            }
+            let (path, sb) = find_parent(storage, &child.path, &child.sb, search).await?;
+            check_parent(&child.sb, &sb).map_err(|e| e.at(&path))?;
             Ok(Below::Layer(Box::new(Link { path, sb })))
         }
     }

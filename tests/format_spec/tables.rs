@@ -1,7 +1,7 @@
 //! Each table: its fields, in its order, stand at its offsets with its sizes in what the code writes.
 
 use cowdisk::format::{
-    Area, BootId, ChecksumKind, Child, DiskId, ForeignFormat, Holder, INNER_CAPACITY, InnerNode,
+    Area, BootId, ChecksumKind, Child, DiskId, ForeignFormat, Holder, INNER_CAPACITY, InnerNode, Joining,
     JournalBlock, LayerId, LeafExtent, LeafNode, MAX_EXTENT_BLOCKS, MAX_LEAF_START, MAX_ZERO_BLOCKS, Parent,
     PathHints, Place, RecordExtent, RecordRef, Resize, Salt, Sealed, Superblock, TreeRoot, encode_record,
 };
@@ -156,7 +156,11 @@ fn superblock_without_options() {
     let sb = sample_superblock(Parent::None);
     let block = sb.encode().expect("valid");
     let end = compare_superblock(&sb, &block[..], 0);
-    assert_eq!((&block[end..end + 2], end + 2), (&[0, 0][..], used(&block[..])), "two options, then the end");
+    assert_eq!(
+        (&block[end..end + 3], end + 3),
+        (&[0, 0, 0][..], used(&block[..])),
+        "three options, then the end"
+    );
 }
 
 /// The boot id stands behind the kind, and everything else as much further.
@@ -206,6 +210,50 @@ fn superblock_sealed_on_a_layer() {
             ("socket", "/socket".stored()),
         ];
         let end = compare("holder", &all["holder"], &block[..], end, &fields);
+        assert_eq!((block[end], end + 1), (0, used(&block[..])));
+    }
+}
+
+#[test]
+fn superblock_in_a_join() {
+    let source = LayerId([0x3c; 16]);
+    let (file, name) = ("file".to_owned(), "name".to_owned());
+    let above = Joining::Above { result: LayerId([0x3d; 16]), lower: source, file, name };
+    let next = VBlock(0x00ab_cdef_0123);
+    let parts = [
+        above,
+        Joining::TakesLower { source, next },
+        Joining::GoesUp,
+        Joining::TakesUpper { source, next },
+        Joining::GoesDown,
+    ];
+    for (part, joining) in (0u32..).zip(parts) {
+        let mut sb = sample_superblock(Parent::None);
+        sb.areas.clear();
+        sb.sealed = Some(Sealed { name: String::new(), time_ns: 0 });
+        sb.joining = Some(joining.clone());
+        let block = sb.encode().expect("valid");
+        let all = tables();
+        // Behind the sealed option, without a name, and no holder.
+        let at = compare_superblock(&sb, &block[..], 0) + 1 + 8 + 8 + 1;
+        let fields = [("present", 1u8.stored()), ("part", part.stored())];
+        let at = compare("joining", &all["joining"], &block[..], at, &fields);
+        let end = match joining {
+            Joining::Above { .. } => {
+                let fields = [
+                    ("result", [0x3d; 16].stored()),
+                    ("lower", [0x3c; 16].stored()),
+                    ("file", "file".stored()),
+                    ("name", "name".stored()),
+                ];
+                compare("joining-above", &all["joining-above"], &block[..], at, &fields)
+            }
+            Joining::TakesLower { .. } | Joining::TakesUpper { .. } => {
+                let fields = [("source", [0x3c; 16].stored()), ("next", next.0.stored())];
+                compare("joining-takes", &all["joining-takes"], &block[..], at, &fields)
+            }
+            Joining::GoesUp | Joining::GoesDown => at,
+        };
         assert_eq!(end, used(&block[..]));
     }
 }
@@ -386,6 +434,9 @@ fn no_table_is_left_unread() {
         "header",
         "holder",
         "inner",
+        "joining",
+        "joining-above",
+        "joining-takes",
         "journal-block",
         "leaf",
         "leaf-extent",

@@ -1,8 +1,8 @@
 //! Each vector: its values encode to exactly its bytes, and its bytes decode to its values.
 
 use cowdisk::format::{
-    Area, BootId, ChecksumKind, Child, DiskId, ForeignFormat, Holder, InnerNode, JournalBlock, LayerId,
-    LeafExtent, LeafNode, Parent, PathHints, Place, RecordExtent, RecordRef, Resize, Salt, Sealed,
+    Area, BootId, ChecksumKind, Child, DiskId, ForeignFormat, Holder, InnerNode, Joining, JournalBlock,
+    LayerId, LeafExtent, LeafNode, Parent, PathHints, Place, RecordExtent, RecordRef, Resize, Salt, Sealed,
     Superblock, TreeRoot, decode_records, encode_record,
 };
 use cowdisk::units::{PBlock, Seq, VBlock};
@@ -10,13 +10,14 @@ use cowdisk::units::{PBlock, Seq, VBlock};
 use super::doc::{Vector, dump, vector_texts};
 use super::values::Values;
 
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 14] = [
     "salts",
     "header",
     "superblock-new",
     "superblock-full",
     "superblock-foreign",
     "superblock-plain",
+    "superblock-joining",
     "leaf",
     "inner",
     "journal-block",
@@ -109,6 +110,10 @@ fn superblock(v: &Values, bytes: &[u8]) -> Result<(), String> {
         }),
         false => None,
     };
+    let joining = match v.has("joining") {
+        true => Some(joining(v)?),
+        false => None,
+    };
     let mut areas = Vec::new();
     if v.has("area first") {
         areas.push(Area { first: PBlock(v.num("area first")?), blocks: v.num("area blocks")? });
@@ -127,7 +132,7 @@ fn superblock(v: &Values, bytes: &[u8]) -> Result<(), String> {
     sb.root = TreeRoot { pblock, crc: v.num("root_crc")?, height: v.num("root_height")? };
     (sb.cut, sb.durable) = (Seq(v.num("cut")?), Seq(v.num("durable")?));
     sb.high_water = PBlock(v.num("high_water")?);
-    (sb.parent, sb.sealed, sb.holder) = (parent, sealed, holder);
+    (sb.parent, sb.sealed, sb.holder, sb.joining) = (parent, sealed, holder, joining);
     sb.checksums = match v.text("checksums")?.as_str() {
         "crc32" => ChecksumKind::Crc32,
         "none" => ChecksumKind::None { boot: BootId(v.hex("boot")?) },
@@ -138,6 +143,16 @@ fn superblock(v: &Values, bytes: &[u8]) -> Result<(), String> {
     sealed_with("superblock", bytes, 4096)?;
     let decoded = Superblock::decode(bytes, Superblock::slot(sb.generation)).map_err(|e| e.to_string())?;
     same("superblock", &decoded, &sb)
+}
+
+fn joining(v: &Values) -> Result<Joining, String> {
+    same("joining", &v.text("joining")?.as_str(), &"above")?;
+    Ok(Joining::Above {
+        result: LayerId(v.hex("joining result")?),
+        lower: LayerId(v.hex("joining lower")?),
+        file: v.quoted("joining file")?,
+        name: v.quoted("joining name")?,
+    })
 }
 
 /// The checksum in `bytes` is the one of section 1.3.

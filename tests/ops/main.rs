@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, and prints what it counted")]
 
 mod death;
+mod delete;
 mod machine;
 mod opens;
 mod rollback;

@@ -101,6 +101,8 @@ codes! {
     LeftoverName = "leftover_name", Harmless;
     /// A file that was being made, left by a command that was broken off.
     LeftoverFile = "leftover_file", Harmless;
+    /// Two layers were being joined when that was broken off. The disk and its snapshots are whole; the next delete ends it.
+    JoinUnfinished = "join_unfinished", Harmless;
     /// A layer, or a part of one, could not be checked.
     Unfinished = "unfinished", Incomplete;
 }

@@ -8,8 +8,8 @@ use super::data::DataCheck;
 use super::findings::{Code, Finding, Findings};
 use super::used::Used;
 use crate::chain::find_leftovers;
-use crate::error::{Error, Kind, Result};
-use crate::format::{LeafNode, Magic, Place, Superblock};
+use crate::error::{Error, Kind, Result, printable};
+use crate::format::{Joining, LeafNode, Magic, Place, Superblock};
 use crate::journal::{Later, Replay, Scan, replay, scan};
 use crate::layer::{Slots, install, read_slots};
 use crate::map::{Change, LayerTag, Node, NodeCache, PendingMap, Slot, Step, Tree};
@@ -59,12 +59,17 @@ pub(super) async fn check_layer<S: Storage>(
         meta,
         used: Used::default(),
         blocks: 2,
-        data: with_data.then(|| DataCheck::new(file.clone(), path, sb.checksums.protects())),
+        // What the other layer of a join has taken is not here any more.
+        data: (with_data && !moves_away(&sb))
+            .then(|| DataCheck::new(file.clone(), path, sb.checksums.protects())),
         findings,
     };
     check.pending(&pending).await;
     check.tree(&file, &pending).await;
     let (blocks, unverified) = check.finish().await;
+    if let Some(joining) = &sb.joining {
+        findings.add(Finding::new(Code::JoinUnfinished, path, join_text(joining)));
+    }
     if top && sb.sealed.is_none() {
         leftovers(storage, path, &meta, findings);
     }
@@ -72,6 +77,20 @@ pub(super) async fn check_layer<S: Storage>(
         findings.name_snapshot(from, &sealed.name);
     }
     Ok(Checked { sb: Some(sb), blocks, unverified })
+}
+
+fn moves_away(sb: &Superblock) -> bool {
+    sb.joining.as_ref().is_some_and(Joining::is_source)
+}
+
+fn join_text(joining: &Joining) -> String {
+    match joining {
+        Joining::Above { name, .. } => {
+            format!("the snapshot {:?} below was being deleted: the next delete ends it", printable(name))
+        }
+        _ if joining.is_condemned() => "a snapshot that was being deleted: the next delete ends it".into(),
+        _ => "it was being joined with the layer of a deleted snapshot: the next delete ends it".into(),
+    }
 }
 
 /// The newest superblock; `None` after a finding.

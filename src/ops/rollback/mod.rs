@@ -13,6 +13,7 @@ pub use live::{Kept, LiveRollback, LiveRolledBack};
 
 use super::create::sealed_parent;
 use super::fork::unused_snapshot_name;
+use super::join_first;
 use super::snapshot::{OfflineSnapshot, Snapshot, check_mount, make_overlay, next_head};
 use super::walk::{find_snapshot, read_superblock, walk};
 use crate::chain::{
@@ -116,6 +117,10 @@ pub(super) async fn find_target<S: Storage>(
     let (virtual_size, sector_size) = (sb.virtual_size, sb.sector_size);
     let new = NewLayer { virtual_size, sector_size, ..next_head(head, parent) };
     let below = walk(storage, &path, sb, search).await?;
+    let chain = walk(storage, image, head.clone(), search).await?;
+    if let Some(link) = chain.layers.iter().find(|link| link.sb.joining.is_some()) {
+        return Err(join_first(&link.sb, &link.path));
+    }
     if below.layers.len() >= MAX_CHAIN {
         let text = format!("its chain has {MAX_CHAIN} layers, and may not be longer");
         return Err(Error::new(Kind::Unsupported, text).at(&path));

@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::chain::{
-    Image, OpenOptions, OpenReport, SnapshotName, image_file, open_chain, snapshot_path, unused_temporary,
+    Image, OpenOptions, OpenReport, SnapshotName, image_file, nameless_path, open_chain, snapshot_path,
+    unused_temporary,
 };
 use crate::error::{Error, Kind, Result};
 use crate::format::{Sealed, Superblock};
@@ -65,7 +66,8 @@ pub struct OfflineSnapshot<S: Storage> {
     image: Image<S>,
     old: Arc<Head<S>>,
     report: OpenReport,
-    name: SnapshotName,
+    /// Its name; empty for a layer that is no snapshot.
+    name: String,
     target: PathBuf,
 }
 
@@ -103,7 +105,20 @@ impl<S: Storage> OfflineSnapshot<S> {
             return Err(Error::new(Kind::Usage, "a snapshot opens the image for writing").at(image.path()));
         };
         let target = snapshot_path(&image.path(), name);
-        Ok(OfflineSnapshot { storage: storage.clone(), image, old, report, name: name.clone(), target })
+        let name = name.as_str().to_owned();
+        Ok(OfflineSnapshot { storage: storage.clone(), image, old, report, name, target })
+    }
+
+    /// As [`OfflineSnapshot::of`], but the layer is no snapshot: nobody asks for it by name.
+    ///
+    /// # Errors
+    /// It is not open for writing.
+    pub(super) fn nameless(storage: &S, image: Image<S>, report: OpenReport) -> Result<OfflineSnapshot<S>> {
+        let target = nameless_path(storage, &image.path())?;
+        let Some(old) = image.head() else {
+            return Err(Error::new(Kind::Usage, "a snapshot opens the image for writing").at(image.path()));
+        };
+        Ok(OfflineSnapshot { storage: storage.clone(), image, old, report, name: String::new(), target })
     }
 
     /// The second half of [`snapshot`].
@@ -130,7 +145,7 @@ impl<S: Storage> OfflineSnapshot<S> {
             }
         };
         let time_ns = storage.now_ns();
-        old.seal(Sealed { name: name.as_str().to_owned(), time_ns }).await.map_err(|e| e.at(&target))?;
+        old.seal(Sealed { name, time_ns }).await.map_err(|e| e.at(&target))?;
         Ok((Snapshot { path: target, sb: old.superblock(), report }, overlay))
     }
 
