@@ -183,5 +183,6 @@ fn snapshot_line(indent: usize, snapshot: &SnapshotEntry) -> String {
         1 => "  used by 1 other disk".to_owned(),
         n => format!("  used by {n} other disks"),
     };
-    format!("{:indent$}{name}  {}{frees}{used}\n", "", utc(snapshot.created_ns))
+    let condemned = if snapshot.condemned { "  being deleted: delete it again to end that" } else { "" };
+    format!("{:indent$}{name}  {}{frees}{used}{condemned}\n", "", utc(snapshot.created_ns))
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod create;
+mod delete;
 mod doctor;
 mod engine;
 mod fork;
@@ -11,6 +12,7 @@ mod list;
 mod map;
 mod output;
 mod plan;
+mod rebase;
 mod resize;
 mod rollback;
 mod serve;
@@ -43,6 +45,7 @@ Examples:
   cowdisk snapshot vm.cow@before-upgrade
   cowdisk rollback vm.cow@before-upgrade
   cowdisk fork vm.cow@before-upgrade test.cow
+  cowdisk delete vm.cow@before-upgrade
   cowdisk info vm.cow@before-upgrade
 
 IMAGE is a path; IMAGE@NAME is its snapshot NAME. Exit status: 0, 1 failure, 64 wrong usage, 75 in use.")]
@@ -66,6 +69,8 @@ enum Command {
     Map(map::Args),
     Snapshot(snapshot::Args),
     Rollback(rollback::Args),
+    Delete(delete::Args),
+    Rebase(rebase::Args),
     Resize(resize::Args),
     Check(check::Args),
     Bench(bench::Args),
@@ -97,6 +102,8 @@ fn run(command: Command, out: &Output) -> Result<u8> {
         Command::Map(args) => map::run(args, out),
         Command::Snapshot(args) => snapshot::run(args, out),
         Command::Rollback(args) => rollback::run(args, out),
+        Command::Delete(args) => delete::run(args, out),
+        Command::Rebase(args) => rebase::run(args, out),
         Command::Resize(args) => resize::run(args, out),
         Command::Check(args) => check::run(args, out),
         Command::Bench(args) => bench::run(args, out),

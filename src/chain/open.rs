@@ -392,7 +392,7 @@ fn missing(child: &Path, hints: &PathHints) -> Error {
 
 fn rebase_hint(error: Error, child: &Path) -> Error {
     let shown = printable(&child.to_string_lossy());
-    error.hint(format!("COWDISK_PATH=DIRECTORY cowdisk info --chain '{shown}'"))
+    error.hint(format!("cowdisk rebase '{shown}' --base FILE"))
 }
 
 fn candidates(child: &Path, hints: &PathHints, search: &[PathBuf]) -> Vec<PathBuf> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::head::UsedBlocks;
-use super::open::sync_before_reading;
+use super::open::{sync_before_reading, while_dying};
 use super::slots::{Slots, read_slots, write_slot};
 use crate::error::{Error, Kind, Result, printable};
 use crate::format::{Joining, Place, Superblock};
@@ -51,8 +51,21 @@ impl<F: File> Editor<F> {
     /// # Errors
     /// `InUse`; `Unsupported` for unknown features; a head that was not closed; what the host says.
     pub async fn open<S: Storage<File = F>>(storage: &S, path: &Path) -> Result<Editor<F>> {
+        let editor = Editor::open_unclosed(storage, path).await?;
+        if editor.sb.sealed.is_none() && editor.sb.holder.is_some() {
+            return Err(Error::new(Kind::InUse, "it was opened meanwhile").at(path));
+        }
+        Ok(editor)
+    }
+
+    /// As [`Editor::open`], but a head need not have been closed: only notes can be made in that one, its journal stays as it
+    /// is.
+    ///
+    /// # Errors
+    /// As [`Editor::open`]; a head of which one superblock does not verify, as that may have been the newest one.
+    pub async fn open_unclosed<S: Storage<File = F>>(storage: &S, path: &Path) -> Result<Editor<F>> {
         let file = open_writable(storage, path)?;
-        if !file.try_lock(Lock::Exclusive).map_err(|e| Error::io("lock", e).at(path))? {
+        if !lock(storage, &file, path).await? {
             let text = "it is in use: a disk that stands on it is being served, or read";
             return Err(Error::new(Kind::InUse, text).at(path));
         }
@@ -67,8 +80,9 @@ impl<F: File> Editor<F> {
             let text = format!("features {:#x} are unknown: the layer can only be read", sb.ro_compat);
             return Err(Error::new(Kind::Unsupported, text).at(path));
         }
-        if sb.sealed.is_none() && (sb.holder.is_some() || !both_valid) {
-            return Err(Error::new(Kind::InUse, "it was opened meanwhile").at(path));
+        if sb.sealed.is_none() && !both_valid {
+            let text = "one of its superblocks was torn by a crash: it must be recovered first";
+            return Err(Error::new(Kind::InUse, text).at(path));
         }
         let tree = Tree::new(file.clone(), LayerTag(0), Arc::new(NodeCache::new(NODE_CACHE)));
         Ok(Editor { path: path.to_path_buf(), file, sb, tree, space: None })
@@ -175,6 +189,18 @@ impl<F: File> Editor<F> {
             None => Free::find(&self.tree, &self.sb).await.map_err(|e| e.at(&self.path)),
         }
     }
+}
+
+/// Locks `file` for its one writer. Whoever broke a join off may be dying still, and keeps the lock until its last write
+/// has landed: that is waited for, bounded. `false`: somebody else has it.
+async fn lock<S: Storage>(storage: &S, file: &S::File, path: &Path) -> Result<bool> {
+    let locked = while_dying(storage, async || {
+        if file.try_lock(Lock::Exclusive).map_err(|e| Error::io("lock", e).at(path))? {
+            return Ok(Some(true));
+        }
+        Ok(read_slots(file, path).await?.newest.joining.is_none().then_some(false))
+    });
+    Ok(locked.await?.unwrap_or(false))
 }
 
 /// Opens a layer for writing whose write bits are off: its owner may put them on for that moment.

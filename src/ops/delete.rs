@@ -33,6 +33,8 @@ pub struct DeletePlan {
     pub path: PathBuf,
     /// What would move, and to where; `None`: nothing, the file would just go.
     pub moves: Option<(Direction, PathBuf)>,
+    /// Bytes that would move, at most.
+    pub moved: u64,
     /// Bytes that the file system must have free.
     pub needed: u64,
     /// Bytes of data that would be freed.
@@ -88,21 +90,22 @@ pub async fn plan_delete<S: Storage>(
         |path: &Path| storage.meta(path).map(|m| m.allocated).map_err(|e| Error::io("stat", e).at(path));
     let Some(at) = chain.iter().position(|link| link.path == target) else {
         disk.no_children(&read_superblock(storage, &target).await?, &target).await?;
-        return Ok(DeletePlan { freed: allocated(&target)?, path: target, moves: None, needed: 0 });
+        return Ok(DeletePlan { freed: allocated(&target)?, path: target, moves: None, moved: 0, needed: 0 });
     };
     disk.check(&chain, at).await?;
     let (upper, lower) = (&chain[at - 1], &chain[at]);
     let options = OpenOptions { search: search.to_vec(), ..OpenOptions::new(Access::Read { lock: true }) };
     let (image, _) = open_chain(storage, &upper.path, &options).await?;
     let freed = hidden(&image.chain(), 0).await?;
-    let (up, low) = (allocated(&upper.path)?, allocated(&lower.path)?);
+    let bytes = |link: &Link| -> Result<u64> { Ok(join::content_bytes(&link.sb, allocated(&link.path)?)) };
+    let (up, low) = (bytes(upper)?, bytes(lower)?);
     let (direction, into, moved) = match up < low {
         true => (Direction::Down, &lower.path, up),
         false => (Direction::Up, &upper.path, low),
     };
     // The chunk and its tree, and a layer without a name, which begins with its superblocks.
     let needed = 2 * moved.min(join::CHUNK_BYTES);
-    Ok(DeletePlan { path: lower.path.clone(), moves: Some((direction, into.clone())), needed, freed })
+    Ok(DeletePlan { path: lower.path.clone(), moves: Some((direction, into.clone())), moved, needed, freed })
 }
 
 /// The disk whose snapshot goes.
@@ -204,6 +207,11 @@ impl<S: Storage> Disk<'_, S> {
             let text = "it belongs to another disk, which this one only stands on";
             return Err(Error::new(Kind::Unsupported, text).at(&lower.path));
         }
+        let above = if at > 1 { Some(&chain[at - 2]) } else { None };
+        self.no_others(&lower.sb, &lower.path, Some(upper)).await?;
+        if upper.sb.sealed.is_some() {
+            self.no_others(&upper.sb, &upper.path, above).await?;
+        }
         // Of the head only what it says of its parent changes.
         let changing = if at > 1 { &chain[at - 2..=at] } else { &chain[..=at] };
         for link in changing {
@@ -212,11 +220,6 @@ impl<S: Storage> Disk<'_, S> {
                 return Err(Error::new(Kind::Unsupported, text).at(&link.path));
             }
             self.one_name(&link.path)?;
-        }
-        let above = if at > 1 { Some(&chain[at - 2]) } else { None };
-        self.no_others(&lower.sb, &lower.path, Some(upper)).await?;
-        if upper.sb.sealed.is_some() {
-            self.no_others(&upper.sb, &upper.path, above).await?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use super::map::hidden;
 use super::walk::{Below, Link, parent_of, read_superblock};
 use crate::chain::{OpenOptions, image_file, open_chain};
 use crate::error::{Error, Kind, Result};
-use crate::format::{DiskId, LayerId, Magic, Parent};
+use crate::format::{DiskId, Joining, LayerId, Magic, Parent};
 use crate::storage::{File, FileId, FileKind, IoBuf, Meta, OpenHow, Storage};
 use crate::units::BLOCK_SIZE;
 
@@ -57,6 +57,8 @@ pub struct SnapshotEntry {
     pub exclusive: Option<u64>,
     /// The heads of disks that need it, its own left out.
     pub used_by: Vec<PathBuf>,
+    /// It is being deleted, and cannot be used any more.
+    pub condemned: bool,
 }
 
 /// A layer that was found.
@@ -323,6 +325,7 @@ fn disk(id: DiskId, head: Option<&Found>, found: &[Found]) -> Disk {
             depth: f.depth,
             exclusive: f.exclusive,
             used_by,
+            condemned: f.link.sb.joining.as_ref().is_some_and(Joining::is_condemned),
         })
     };
     let mut snapshots: Vec<SnapshotEntry> =

@@ -11,6 +11,7 @@ mod list;
 mod map;
 mod plan;
 pub mod process;
+mod rebase;
 mod resize;
 mod rollback;
 mod snapshot;
@@ -29,6 +30,7 @@ pub use plan::{
     Cost, PlannedImage, PlannedRollback, PlannedSnapshot, plan_create, plan_fork, plan_live_rollback,
     plan_live_snapshot, plan_rollback, plan_snapshot,
 };
+pub use rebase::{RebaseOptions, Rebased, rebase};
 pub use resize::{NewSize, ResizeOptions, Resized, resize, resize_open};
 pub use rollback::{Kept, LiveRollback, LiveRolledBack, Present, RolledBack, rollback};
 pub use snapshot::{LiveCut, OfflineSnapshot, Snapshot, snapshot};

@@ -47,6 +47,7 @@ pub use resize::{ResizeDone, resize};
 pub use rollback::{KeptPresent, RollbackDone, rollback};
 pub use snapshot::{Taken, snapshot};
 pub use status::{ByKind, CacheStatus, ImageStatus, Job, JournalStatus, SpaceStatus, State, Trouble};
+pub use sys::interrupted;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::runtime::{files, thread};
 
@@ -59,6 +61,26 @@ impl Signals {
         let number = i32::try_from(info.ssi_signo).unwrap_or(libc::SIGTERM);
         Ok(Signal { number, to_group: info.ssi_code == libc::SI_KERNEL })
     }
+}
+
+/// What becomes true when this process is told to end, for a command that stops where that is good. Told once more it ends
+/// at once. Must be called before any other thread is started.
+///
+/// # Errors
+/// What the host says.
+pub fn interrupted() -> io::Result<Arc<AtomicBool>> {
+    let mut signals = Signals::take()?;
+    let told = Arc::new(AtomicBool::new(false));
+    let tell = told.clone();
+    let watch = move || {
+        while let Ok(signal) = signals.next() {
+            if signal.number != libc::SIGCHLD && tell.swap(true, Ordering::Relaxed) {
+                std::process::exit(128 + signal.number);
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(watch)?;
+    Ok(told)
 }
 
 /// Lets `command` start with no signal blocked, without this process's standing with memory reclaim, and with the limit of

@@ -4,6 +4,7 @@
 mod bench;
 mod check;
 mod create;
+mod delete;
 mod doctor;
 mod dry_run;
 mod fork;
@@ -13,6 +14,7 @@ mod info;
 mod list;
 mod map;
 mod places;
+mod rebase;
 mod resize;
 mod rollback;
 mod run;

@@ -281,7 +281,7 @@ fn superblock_on_a_foreign_base() {
         ("absolute", hints.absolute.stored()),
     ];
     let end = compare("parent-foreign", &tables()["parent-foreign"], &block[..], end, &fields);
-    assert_eq!(end + 2, used(&block[..]));
+    assert_eq!(end + 3, used(&block[..]));
 }
 
 fn compare_header(block: &[u8], magic: &[u8; 4], level: u16, address: PBlock, generation: u64) {

@@ -26,7 +26,7 @@ use crate::layer::{Editor, random_id, read_slots};
 use crate::map::Change;
 use crate::rules::{self, Rule};
 use crate::storage::{File, OpenHow, Storage, sync_directory_of};
-use crate::units::VBlock;
+use crate::units::{BLOCK, VBlock};
 
 use copy::{Chunk, Copier, punch};
 pub use copy::{Direction, stopped};
@@ -89,7 +89,7 @@ pub(super) async fn go_on<S: Storage>(
     let Some(Joining::Above { result, lower, file, .. }) = above.sb.joining.clone() else { return Ok(()) };
     let (path, _) = find_parent(storage, &above.path, &above.sb, search).await?;
     let mut upper = open_parent(storage, &path, &above.sb).await?;
-    let mut join = Join { storage, search, work, result };
+    let mut join = Join { storage, search, work, result, lower };
     let root = if upper.sb.layer != result {
         join.both(upper).await?
     } else {
@@ -143,12 +143,18 @@ struct Join<'a, S: Storage> {
     search: &'a [PathBuf],
     work: &'a Work<'a>,
     result: LayerId,
+    lower: LayerId,
 }
 
 impl<S: Storage> Join<'_, S> {
     async fn lower_of(&self, upper: &Editor<S::File>) -> Result<Editor<S::File>> {
         let (path, _) = find_parent(self.storage, &upper.path, &upper.sb, self.search).await?;
-        open_parent(self.storage, &path, &upper.sb).await
+        let lower = open_parent(self.storage, &path, &upper.sb).await?;
+        if lower.sb.layer != self.lower && lower.sb.layer != self.result {
+            let text = "the layer above says that another one is being deleted";
+            return Err(Error::corrupt(text).at(&path));
+        }
+        Ok(lower)
     }
 
     /// From the place where neither is the result. Gives the checksum of the result's root.
@@ -299,9 +305,16 @@ fn set_next(sb: &mut Superblock, to: VBlock) {
 
 /// The smaller one moves.
 fn direction<F: File>(upper: &Editor<F>, lower: &Editor<F>) -> Result<Direction> {
-    let allocated = |layer: &Editor<F>| layer.file.meta().map_err(|e| Error::io("stat", e).at(&layer.path));
-    let (upper, lower) = (allocated(upper)?.allocated, allocated(lower)?.allocated);
-    Ok(if upper < lower { Direction::Down } else { Direction::Up })
+    let size = |layer: &Editor<F>| -> Result<u64> {
+        let meta = layer.file.meta().map_err(|e| Error::io("stat", e).at(&layer.path))?;
+        Ok(content_bytes(&layer.sb, meta.allocated))
+    };
+    Ok(if size(upper)? < size(lower)? { Direction::Down } else { Direction::Up })
+}
+
+/// Bytes that a layer has on its host at most, without what it was given ahead: `allocated` are those of its file.
+pub(super) fn content_bytes(sb: &Superblock, allocated: u64) -> u64 {
+    allocated.min((sb.high_water.0 - sb.block_area.0) * BLOCK)
 }
 
 /// Where zeros need not be stored any more: a layer on nothing stores none.

@@ -8,7 +8,7 @@ use cowdisk::error::{Kind, Result};
 use cowdisk::limits::MIN_JOURNAL_BYTES;
 use cowdisk::ops::{
     BaseFormat, CheckOptions, CreateOptions, Deleted, NewSize, ResizeOptions, Severity, Work, check, create,
-    delete, find_snapshot, read_superblock, resize, snapshot,
+    delete, find_snapshot, fork, read_superblock, resize, snapshot,
 };
 use cowdisk::storage::sim::SimDisk;
 use cowdisk::storage::{FileKind, IoBuf, Storage};
@@ -118,6 +118,19 @@ impl Layer {
     }
 }
 
+/// A disk in another directory.
+const FORK: &str = "/e/fork.cow";
+
+impl Disk {
+    /// Makes a disk on the snapshot that goes, out of reach. What it shows.
+    pub(crate) fn fork(&self, disk: &SimDisk) -> Content {
+        disk.put_special("/e", FileKind::Directory);
+        let parent = located(disk, self.delete, self.name).unwrap();
+        disk.block_on(fork(disk, &parent, &[FORK.into()], None)).unwrap();
+        content(disk, Path::new(FORK), false, self.name)
+    }
+}
+
 /// Deletes the snapshot.
 pub(crate) fn deleted(
     disk: &SimDisk,
@@ -166,6 +179,11 @@ fn located(disk: &SimDisk, snapshot: &str, place: &str) -> Option<PathBuf> {
 }
 
 impl Shown {
+    /// What the disk out of reach shows.
+    pub(crate) fn of_fork(&self, disk: &SimDisk) -> Result<Content> {
+        serve(disk, Path::new(FORK), to_read(), read_all)
+    }
+
     /// The disk and all snapshots but `gone` are as they were; that one is exact or cannot be opened. Gives whether it is
     /// there. `writing`: the disk is opened for writing.
     pub(crate) fn assert_shown(&self, disk: &SimDisk, gone: &str, writing: bool, place: &str) -> bool {
