@@ -4,10 +4,12 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use cowdisk::format::Joining;
+use cowdisk::storage::uring::Uring;
+use cowdisk::storage::{File, Lock, OpenHow, Storage};
 use cowdisk::units::VBlock;
 use tempfile::tempdir;
 
@@ -135,6 +137,29 @@ fn what_is_needed_stays() {
     assert_shown(dir.path(), &shown, &[2]);
 }
 
+/// The file `path`, locked as by somebody who reads it.
+fn read_by_somebody(path: &Path) -> impl File {
+    let how = OpenHow { write: false, direct: false, regular_only: true };
+    let file = Uring.open(path, how).unwrap();
+    assert!(file.try_lock(Lock::Shared).unwrap());
+    file
+}
+
+#[test]
+fn what_somebody_reads_stays() {
+    let dir = tempdir().unwrap();
+    let shown = with_snapshots(dir.path(), [10, 20, 30]);
+    for file in ["vm@s1.cow", "vm@s2.cow", "vm@s3.cow", "vm.cow"] {
+        let reader = read_by_somebody(&dir.path().join(file));
+        let ran = run(dir.path(), ["delete", "vm.cow@s1"]);
+        ran.fails(75, "in use");
+        drop(reader);
+        assert_shown(dir.path(), &shown, &[1, 2, 3]);
+        let joining = |file: &str| superblock(&dir.path().join(file)).joining;
+        assert_eq!(["vm.cow", "vm@s1.cow", "vm@s2.cow", "vm@s3.cow"].map(joining), [None, None, None, None]);
+    }
+}
+
 #[test]
 fn a_snapshot_that_a_rollback_kept_goes_too() {
     let dir = tempdir().unwrap();
@@ -190,19 +215,23 @@ fn large(dir: &Path) -> [Vec<u8>; 2] {
     [read_disk(&head), then]
 }
 
-/// Starts a slow delete of s1 and waits until it has moved something.
-fn begin(dir: &Path) -> Child {
+/// Starts a slow delete of s1, sends it `signal` when it has moved something, and waits for its end.
+fn break_off(dir: &Path, signal: &str) -> Output {
     let mut command = cowdisk(dir, ["delete", "--rate", "20M", "vm.cow@s1"]);
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let start = Instant::now();
-    loop {
-        let part = superblock(&dir.join("vm@s2.cow")).joining;
-        if matches!(part, Some(Joining::TakesLower { next, .. }) if next > VBlock(0)) {
-            return child;
-        }
-        assert!(start.elapsed() < Duration::from_secs(60), "it does not begin: {part:?}");
+    let mut part = None;
+    let moved =
+        |part: &Option<Joining>| matches!(part, Some(Joining::TakesLower { next, .. }) if *next > VBlock(0));
+    while !moved(&part) && start.elapsed() < Duration::from_secs(60) {
         std::thread::yield_now();
+        part = superblock(&dir.join("vm@s2.cow")).joining;
     }
+    let sent = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+    let ended = child.wait_with_output().unwrap();
+    assert!(moved(&part), "it does not begin: {part:?}, {ended:?}");
+    assert!(sent.unwrap().success());
+    ended
 }
 
 #[test]
@@ -210,15 +239,7 @@ fn broken_off_it_goes_on_where_it_stopped() {
     for signal in ["KILL", "INT"] {
         let dir = tempdir().unwrap();
         let [now, then] = large(dir.path());
-        let child = begin(dir.path());
-        assert!(
-            Command::new("kill")
-                .args([format!("-{signal}"), child.id().to_string()])
-                .status()
-                .unwrap()
-                .success()
-        );
-        let ended = child.wait_with_output().unwrap();
+        let ended = break_off(dir.path(), signal);
         let said = String::from_utf8_lossy(&ended.stderr).into_owned();
         if signal == "INT" {
             assert_eq!(ended.status.code(), Some(75), "{said}");

@@ -22,9 +22,10 @@ fn sized(size: usize, writes: &[(usize, usize, usize, u8)]) -> Layer {
 
 /// Both directions, over nothing, over another snapshot and over a raw base; neighbours of different sizes; the newest one.
 fn disks() -> Vec<Disk> {
-    let few = || layer(&[(3, 9, 2, 31), (60, 1, 1, 0)]);
+    let few = || layer(&[(3, 9, 2, 31), (50, 1, 1, 0)]);
     let many = || layer(&[(0, 40, 1, 21), (50, 20, 2, 22), (70, 3, 1, 0)]);
-    let disk = |name, base, layers, delete| Disk { name, base, size: 100, layers, delete };
+    let disk = |name, base, layers, delete| Disk { name, base, size: 100, layers, shorter: None, delete };
+    let made_larger = |name, layers| Disk { shorter: Some(60), ..disk(name, Some(90), layers, "s1") };
     vec![
         disk("up", None, vec![few(), many(), few()], "s1"),
         disk("down", None, vec![many(), few(), few()], "s1"),
@@ -58,6 +59,8 @@ fn disks() -> Vec<Disk> {
             vec![layer(&[(0, 90, 1, 21)]), sized(80, &[(3, 9, 2, 31)]), sized(100, &[(1, 3, 1, 2)])],
             "s1",
         ),
+        made_larger("up into one made larger", vec![few(), many(), few()]),
+        made_larger("down from one made larger", vec![layer(&[(0, 60, 1, 21)]), few(), few()]),
     ]
 }
 
@@ -68,6 +71,10 @@ fn explore(disk: &Disk, seed: u64, every: usize, again: usize) -> (usize, usize)
     let shown = disk.make(&machine);
     let (states, done) = crashes_of(&machine, seed, deleted(&machine, disk.delete));
     done.unwrap_or_else(|e| panic!("{}, seed {seed}: {e}", disk.name));
+    for after in 0..8 {
+        let dark = machine.crash(Crash::PowerLoss, after);
+        shown.assert_done(&dark, disk.delete, &format!("{}, seed {seed}, done and dark {after}", disk.name));
+    }
     shown.assert_done(&machine, disk.delete, disk.name);
     let (mut judged, mut there) = (0, 0);
     for (i, (place, _, state)) in states.iter().enumerate() {
@@ -201,7 +208,7 @@ fn a_delete_needs_little_space() {
     let (less, more) = (layer(&[(0, 600, 1, 21)]), layer(&[(700, 700, 1, 31)]));
     for (what, lower, upper) in [("up", &less, &more), ("down", &more, &less)] {
         let layers = vec![lower.clone(), upper.clone(), layer(&[(2, 2, 1, 41)])];
-        let disk = Disk { name: what, base: None, size: 1500, layers, delete: "s1" };
+        let disk = Disk { name: what, base: None, size: 1500, layers, shorter: None, delete: "s1" };
         let machine = SimDisk::new(3);
         let shown = disk.make(&machine);
         let budget = Some(machine.allocated() + SPARE);

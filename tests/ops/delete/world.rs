@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use cowdisk::chain::SnapshotName;
 use cowdisk::device::Queue;
 use cowdisk::error::{Kind, Result};
+use cowdisk::format::Superblock;
 use cowdisk::limits::MIN_JOURNAL_BYTES;
 use cowdisk::ops::{
     BaseFormat, CheckOptions, CreateOptions, Deleted, NewSize, ResizeOptions, Severity, Work, check, create,
@@ -12,6 +13,7 @@ use cowdisk::ops::{
 };
 use cowdisk::storage::sim::SimDisk;
 use cowdisk::storage::{FileKind, IoBuf, Storage};
+use cowdisk::units::PBlock;
 
 use crate::machine::{BLOCK, IMAGE, Served, serve, to_read, to_write};
 
@@ -43,6 +45,9 @@ pub(crate) struct Disk {
     pub(crate) base: Option<usize>,
     pub(crate) size: usize,
     pub(crate) layers: Vec<Layer>,
+    /// So many blocks are what the lowest layer is said to have, as a disk that was made larger on a smaller one: what lies
+    /// below its end is not to be seen through it.
+    pub(crate) shorter: Option<usize>,
     /// The snapshot that goes.
     pub(crate) delete: &'static str,
 }
@@ -87,8 +92,28 @@ impl Disk {
                 disk.block_on(taken).unwrap();
             }
         }
-        Shown { head: content, snapshots }
+        let Some(blocks) = self.shorter else { return Shown { head: content, snapshots } };
+        shorten(disk, Path::new("/d/vm@s1.cow"), blocks);
+        let shown = |path: &str| content_of(disk, path, self.name);
+        let again =
+            |(snapshot, _): &(String, Content)| (snapshot.clone(), shown(&format!("/d/vm@{snapshot}.cow")));
+        Shown { head: shown(IMAGE), snapshots: snapshots.iter().map(again).collect() }
     }
+}
+
+fn content_of(disk: &SimDisk, path: &str, place: &str) -> Content {
+    content(disk, Path::new(path), false, place)
+}
+
+/// Both superblocks of the layer `path` say that its disk has `blocks` blocks.
+fn shorten(disk: &SimDisk, path: &Path, blocks: usize) {
+    let mut bytes = disk.read_file(path).unwrap();
+    for (slot, address) in bytes.chunks_mut(BLOCK).take(2).zip(0..) {
+        let mut sb = Superblock::decode(slot, PBlock(address)).unwrap();
+        sb.virtual_size = (blocks * BLOCK) as u64;
+        slot.copy_from_slice(&sb.encode().unwrap()[..]);
+    }
+    disk.put_file(path, &bytes);
 }
 
 impl Layer {
