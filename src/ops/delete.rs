@@ -97,12 +97,13 @@ pub async fn plan_delete<S: Storage>(
     let options = OpenOptions { search: search.to_vec(), ..OpenOptions::new(Access::Read { lock: true }) };
     let (image, _) = open_chain(storage, &upper.path, &options).await?;
     let freed = hidden(&image.chain(), 0).await?;
-    let bytes = |link: &Link| -> Result<u64> { Ok(join::content_bytes(&link.sb, allocated(&link.path)?)) };
-    let (up, low) = (bytes(upper)?, bytes(lower)?);
-    let (direction, into, moved) = match up < low {
-        true => (Direction::Down, &lower.path, up),
-        false => (Direction::Up, &upper.path, low),
+    let (up, low) = ((&upper.sb, allocated(&upper.path)?), (&lower.sb, allocated(&lower.path)?));
+    let direction = join::direction(up, low);
+    let (into, (sb, bytes)) = match direction {
+        Direction::Down => (&lower.path, up),
+        Direction::Up => (&upper.path, low),
     };
+    let moved = join::content_bytes(sb, bytes);
     // The chunk and its tree, and a layer without a name, which begins with its superblocks.
     let needed = 2 * moved.min(join::CHUNK_BYTES);
     Ok(DeletePlan { path: lower.path.clone(), moves: Some((direction, into.clone())), moved, needed, freed })

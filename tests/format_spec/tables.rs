@@ -174,7 +174,7 @@ fn superblock_without_checksums() {
     assert_eq!(compare("plain", &tables()["plain"], &block, 84, &[("boot", boot.stored())]), 100);
     block.drain(84..100);
     let end = compare_superblock(&sb, &block, 0);
-    assert_eq!(end + 2 + 16, used(&block));
+    assert_eq!(end + 3 + 16, used(&block));
 }
 
 #[test]

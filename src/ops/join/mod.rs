@@ -161,7 +161,8 @@ impl<S: Storage> Join<'_, S> {
     async fn both(&mut self, mut upper: Editor<S::File>) -> Result<u32> {
         let lower = self.lower_of(&upper).await?;
         let down = upper.joining() == Some(&Joining::GoesDown);
-        if down || direction(&upper, &lower)? == Direction::Down {
+        let (up, low) = ((&upper.sb, allocated(&upper)?), (&lower.sb, allocated(&lower)?));
+        if down || direction(up, low) == Direction::Down {
             return self.down(upper, lower).await;
         }
         let (result, source) = (self.result, lower.sb.layer);
@@ -303,13 +304,22 @@ fn set_next(sb: &mut Superblock, to: VBlock) {
     }
 }
 
-/// The smaller one moves.
-fn direction<F: File>(upper: &Editor<F>, lower: &Editor<F>) -> Result<Direction> {
-    let size = |layer: &Editor<F>| -> Result<u64> {
-        let meta = layer.file.meta().map_err(|e| Error::io("stat", e).at(&layer.path))?;
-        Ok(content_bytes(&layer.sb, meta.allocated))
-    };
-    Ok(if size(upper)? < size(lower)? { Direction::Down } else { Direction::Up })
+/// What moves: the smaller one of the two, of whose files so many bytes are allocated; but data with checksums never moves to
+/// where there are none.
+pub(super) fn direction(upper: (&Superblock, u64), lower: (&Superblock, u64)) -> Direction {
+    let protects = |(sb, _): (&Superblock, u64)| sb.checksums.protects();
+    let size = |(sb, allocated)| content_bytes(sb, allocated);
+    match (protects(upper), protects(lower)) {
+        (true, false) => Direction::Up,
+        (false, true) => Direction::Down,
+        _ if size(upper) < size(lower) => Direction::Down,
+        _ => Direction::Up,
+    }
+}
+
+fn allocated<F: File>(layer: &Editor<F>) -> Result<u64> {
+    let meta = layer.file.meta().map_err(|e| Error::io("stat", e).at(&layer.path))?;
+    Ok(meta.allocated)
 }
 
 /// Bytes that a layer has on its host at most, without what it was given ahead: `allocated` are those of its file.

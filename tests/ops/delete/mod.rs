@@ -24,7 +24,16 @@ fn sized(size: usize, writes: &[(usize, usize, usize, u8)]) -> Layer {
 fn disks() -> Vec<Disk> {
     let few = || layer(&[(3, 9, 2, 31), (50, 1, 1, 0)]);
     let many = || layer(&[(0, 40, 1, 21), (50, 20, 2, 22), (70, 3, 1, 0)]);
-    let disk = |name, base, layers, delete| Disk { name, base, size: 100, layers, shorter: None, delete };
+    let disk = |name, base, layers, delete| Disk {
+        name,
+        base,
+        size: 100,
+        plain: false,
+        layers,
+        shorter: None,
+        delete,
+    };
+    let plain = |name, base, layers, delete| Disk { plain: true, ..disk(name, base, layers, delete) };
     let made_larger = |name, layers| Disk { shorter: Some(60), ..disk(name, Some(90), layers, "s1") };
     vec![
         disk("up", None, vec![few(), many(), few()], "s1"),
@@ -33,6 +42,8 @@ fn disks() -> Vec<Disk> {
         disk("down on a base", Some(90), vec![many(), few(), few()], "s1"),
         disk("up in the middle", None, vec![layer(&[(20, 60, 3, 11)]), few(), many(), few()], "s2"),
         disk("down in the middle", None, vec![layer(&[(20, 60, 3, 11)]), many(), few(), few()], "s2"),
+        plain("up without checksums", Some(90), vec![few(), many(), few()], "s1"),
+        plain("down without checksums", None, vec![many(), few(), few()], "s1"),
         disk("the newest", Some(90), vec![many(), few(), layer(&[(5, 20, 3, 41)])], "s2"),
         disk("the only one", None, vec![many(), few()], "s1"),
         disk(
@@ -208,7 +219,8 @@ fn a_delete_needs_little_space() {
     let (less, more) = (layer(&[(0, 600, 1, 21)]), layer(&[(700, 700, 1, 31)]));
     for (what, lower, upper) in [("up", &less, &more), ("down", &more, &less)] {
         let layers = vec![lower.clone(), upper.clone(), layer(&[(2, 2, 1, 41)])];
-        let disk = Disk { name: what, base: None, size: 1500, layers, shorter: None, delete: "s1" };
+        let disk =
+            Disk { name: what, base: None, size: 1500, plain: false, layers, shorter: None, delete: "s1" };
         let machine = SimDisk::new(3);
         let shown = disk.make(&machine);
         let budget = Some(machine.allocated() + SPARE);

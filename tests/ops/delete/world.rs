@@ -44,6 +44,8 @@ pub(crate) struct Disk {
     /// Blocks of a raw base.
     pub(crate) base: Option<usize>,
     pub(crate) size: usize,
+    /// Its data has no checksums.
+    pub(crate) plain: bool,
     pub(crate) layers: Vec<Layer>,
     /// So many blocks are what the lowest layer is said to have, as a disk that was made larger on a smaller one: what lies
     /// below its end is not to be seen through it.
@@ -71,6 +73,7 @@ impl Disk {
         let mut options = CreateOptions {
             size: Some((self.size * BLOCK) as u64),
             journal: Some(MIN_JOURNAL_BYTES),
+            no_checksums: self.plain,
             ..CreateOptions::default()
         };
         if let Some(blocks) = self.base {
