@@ -68,6 +68,9 @@ pub(crate) struct Args {
     /// The N of /dev/ublkbN
     #[arg(long, value_name = "N")]
     device_id: Option<u32>,
+    /// Also if another machine that has the file system too has not closed the image. Never overrides a lock
+    #[arg(long)]
+    force: bool,
     /// Return when the disk is ready; a parent of the daemon starts it again if it dies
     #[arg(long, conflicts_with = "command")]
     detach: bool,
@@ -150,6 +153,7 @@ impl Args {
             device_id: self.device_id,
             search: engine::search(),
             keeper: self.keep.or(self.kept),
+            force: self.force,
             command: self.command,
             ..ServeOptions::new(self.image)
         }

@@ -22,18 +22,22 @@ struct Patch {
 
 #[derive(Arbitrary, Debug)]
 struct Damage {
+    /// Of data that has no checksums.
+    plain: bool,
     patches: Vec<Patch>,
     reseal: bool,
     cut: Option<u32>,
 }
 
-static SAMPLE: LazyLock<Vec<u8>> = LazyLock::new(sample_image);
+static SAMPLE: LazyLock<Vec<u8>> = LazyLock::new(|| sample_image(false));
+static PLAIN: LazyLock<Vec<u8>> = LazyLock::new(|| sample_image(true));
 
 impl Damage {
     fn apply(&self) -> Vec<u8> {
-        let mut bytes = SAMPLE.clone();
+        let sample = if self.plain { &*PLAIN } else { &*SAMPLE };
+        let mut bytes = sample.clone();
         for patch in self.patches.iter().take(64) {
-            let pos = place(patch.pos, bytes.len());
+            let pos = place(patch.pos, sample);
             let len = (usize::from(patch.len) % 9).min(bytes.len() - pos);
             bytes[pos..pos + len].copy_from_slice(&patch.bytes[..len]);
         }
@@ -48,15 +52,15 @@ impl Damage {
 }
 
 /// Mostly where structures are: the file has far more empty blocks.
-fn place(pos: u32, len: usize) -> usize {
-    let blocks: Vec<usize> = SAMPLE
+fn place(pos: u32, sample: &[u8]) -> usize {
+    let blocks: Vec<usize> = sample
         .chunks(4096)
         .enumerate()
         .filter(|(_, block)| block.starts_with(b"COW"))
         .map(|(i, _)| i)
         .collect();
     match pos % 8 {
-        0 => pos as usize % len,
+        0 => pos as usize % sample.len(),
         _ => blocks[(pos >> 16) as usize % blocks.len()] * 4096 + (pos >> 3) as usize % 512,
     }
 }

@@ -23,11 +23,11 @@ pub fn options() -> OpenOptions {
     OpenOptions { alive: |_| false, cache_bytes: 1 << 20, ..OpenOptions::new(Access::Write(me)) }
 }
 
-/// Makes an empty image.
-pub fn make(disk: &SimDisk) {
+/// Makes an empty image; `plain`: its data has no checksums.
+fn make(disk: &SimDisk, plain: bool) {
     let on = disk.clone();
     Executor::new(disk, 0).block_on(async move {
-        let new = NewLayer { journal: MIN_JOURNAL_BYTES, ..NewLayer::empty(SIZE) };
+        let new = NewLayer { journal: MIN_JOURNAL_BYTES, checksums: !plain, ..NewLayer::empty(SIZE) };
         create(&on, Path::new(IMAGE), &new).await.expect("a new image on an empty disk");
     });
 }
@@ -68,10 +68,10 @@ pub async fn open(disk: &SimDisk) -> cowdisk::Result<Opened> {
     Ok(Opened { image, queue })
 }
 
-/// The bytes of a file that holds a few extents, a tree and a journal with records.
-pub fn sample_image() -> Vec<u8> {
+/// The bytes of a file that holds a few extents, a tree and a journal with records; `plain`: data without checksums.
+pub fn sample_image(plain: bool) -> Vec<u8> {
     let disk = SimDisk::new(1);
-    make(&disk);
+    make(&disk, plain);
     let (on, executor) = (disk.clone(), Executor::new(&disk, 1));
     executor.block_on(async move {
         let Opened { image, queue } = open(&on).await.expect("a good image");

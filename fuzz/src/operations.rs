@@ -76,6 +76,8 @@ struct Back {
 struct Input {
     seed: u16,
     on_base: bool,
+    /// The disk's data has no checksums.
+    plain: bool,
     power: bool,
     /// The crash comes at this event of the disk, counted from the open; behind the end: when all is done.
     at: u16,
@@ -95,11 +97,12 @@ fn blocks(block: u8, blocks: u8) -> (usize, usize) {
     (block * 8, 8 * (1 + usize::from(blocks) % 6.min(SECTORS / 8 - block)))
 }
 
-fn make(disk: &SimDisk, on_base: bool) {
+fn make(disk: &SimDisk, on_base: bool, plain: bool) {
     let base: Vec<u8> = (0..BASE_SECTORS).flat_map(base_stamp).collect();
     disk.put_file(BASE, &base);
     disk.block_on(async {
-        let mut new = NewLayer { journal: MIN_JOURNAL_BYTES, ..NewLayer::empty((SECTORS * SECTOR) as u64) };
+        let empty = NewLayer::empty((SECTORS * SECTOR) as u64);
+        let mut new = NewLayer { journal: MIN_JOURNAL_BYTES, checksums: !plain, ..empty };
         if on_base {
             let hints = hints_between(Path::new(IMAGE), Path::new(BASE));
             let described = describe_raw(disk, Path::new(BASE), hints).await;
@@ -319,7 +322,7 @@ fn crash_at(
 fn run_clients(input: &Input, kind: Crash) -> (Crashed, Rc<RefCell<History>>) {
     let seed = u64::from(input.seed);
     let disk = SimDisk::new(seed);
-    make(&disk, input.on_base);
+    make(&disk, input.on_base, input.plain);
     let base = if input.on_base { BASE_SECTORS } else { 0 };
     let history = Rc::new(RefCell::new(History::new(SECTORS, base)));
     let clock = history.clone();

@@ -2,6 +2,7 @@
 
 mod background;
 mod base;
+mod elsewhere;
 mod image;
 mod kin;
 mod layers;
@@ -18,6 +19,7 @@ mod switch;
 mod write;
 
 pub use base::{Base, describe_raw, open_base, sample};
+pub use elsewhere::refuse_open_elsewhere;
 pub use image::{Counters, FailedRequest, Failure, Image, OpCounts};
 pub use kin::{check_parent, condemned, is_parent};
 pub use layers::{Chain, ChainLayer};

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::base::{Base, open_base};
+use super::elsewhere::refuse_open_elsewhere;
 use super::image::Image;
 use super::kin::{check_parent, condemned, is_parent, moved_to_parent};
 use super::layers::{ChainLayer, TOP};
@@ -45,13 +46,22 @@ pub struct OpenOptions {
     pub alive: fn(u32) -> bool,
     /// How the file grows.
     pub space: SpaceOptions,
+    /// Also if another machine may have it open.
+    pub force: bool,
 }
 
 impl OpenOptions {
     /// With default settings.
     pub fn new(access: Access) -> OpenOptions {
         let space = SpaceOptions::default();
-        OpenOptions { access, cache_bytes: DEFAULT_CACHE_BYTES, search: Vec::new(), alive: |_| true, space }
+        OpenOptions {
+            access,
+            cache_bytes: DEFAULT_CACHE_BYTES,
+            search: Vec::new(),
+            alive: |_| true,
+            space,
+            force: false,
+        }
     }
 }
 
@@ -150,6 +160,7 @@ async fn open_for_writing<S: Storage>(
 ) -> Result<Head<S>> {
     refuse_snapshot_name(path)?;
     let mut locked = lock_head(storage, path, me, &options.alive).await?;
+    refuse_open_elsewhere(storage, path, &locked.sb, options)?;
     locked.space = options.space;
     report.removed = remove_leftovers(storage, path, &locked).await?;
     // One unsealed parent at most: a snapshot was broken off behind its rename. It is locked and synced before
@@ -194,6 +205,7 @@ async fn seal_parent<S: Storage>(
         None => match lock_head(storage, &at, me, &options.alive).await {
             Ok(parent) if parent.sb.layer != *layer => return Err(changed(&at)),
             Ok(parent) => {
+                refuse_open_elsewhere(storage, &at, &parent.sb, options)?;
                 let (parent, _) = recover_unsealed(storage, &at, parent, caches, me).await?;
                 parent.seal(Sealed { name: name_in(&at), time_ns: storage.now_ns() }).await?;
                 report.sealed_parent = Some(at.clone());
@@ -392,7 +404,7 @@ fn missing(child: &Path, hints: &PathHints) -> Error {
 
 fn rebase_hint(error: Error, child: &Path) -> Error {
     let shown = printable(&child.to_string_lossy());
-    error.hint(format!("cowdisk rebase '{shown}' --base FILE"))
+    error.hint(format!("cowdisk rebase '{shown}' --base FILE, or COWDISK_PATH=DIRECTORY for this once"))
 }
 
 fn candidates(child: &Path, hints: &PathHints, search: &[PathBuf]) -> Vec<PathBuf> {

@@ -5,9 +5,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::sys::{self, FileSystem};
+use super::sys;
 use super::{Finding, Level};
 use crate::error::printable;
+use crate::storage::host::{FileSystem, Medium};
 use crate::storage::uring::Uring;
 use crate::storage::{File as _, IoBuf, Lock, OpenHow, Storage};
 use crate::units::BLOCK_SIZE;
@@ -17,48 +18,9 @@ const PROBE_BYTES: usize = 1 << 20;
 /// Less free space than this is worth a word: a journal and a step of growth.
 const LITTLE_SPACE: u64 = 256 << 20;
 
-/// A kind of file system.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Medium {
-    Disk,
-    Memory,
-    Network,
-    /// It may be anything.
-    Unknown,
-}
-
-/// Magic numbers of `linux/magic.h` and of the file systems themselves.
-const FILE_SYSTEMS: [(u32, &str, Medium); 25] = [
-    (0xef53, "ext2/3/4", Medium::Disk),
-    (0x5846_5342, "xfs", Medium::Disk),
-    (0x9123_683e, "btrfs", Medium::Disk),
-    (0xf2f5_2010, "f2fs", Medium::Disk),
-    (0xca45_1a4e, "bcachefs", Medium::Disk),
-    (0x2fc1_2fc1, "zfs", Medium::Disk),
-    (0x7461_636f, "ocfs2", Medium::Network),
-    (0x0116_1970, "gfs2", Medium::Network),
-    (0x794c_7630, "overlayfs", Medium::Disk),
-    (0x4d44, "vfat", Medium::Disk),
-    (0x2011_bab0, "exfat", Medium::Disk),
-    (0x7366_746e, "ntfs", Medium::Disk),
-    (0xf15f, "ecryptfs", Medium::Disk),
-    (0x0102_1994, "tmpfs", Medium::Memory),
-    (0x8584_58f6, "ramfs", Medium::Memory),
-    (0x6969, "nfs", Medium::Network),
-    (0x517b, "smb", Medium::Network),
-    (0xff53_4d42, "cifs", Medium::Network),
-    (0xfe53_4d42, "smb2", Medium::Network),
-    (0x00c3_6400, "ceph", Medium::Network),
-    (0x5346_414f, "afs", Medium::Network),
-    (0x6b41_4653, "afs", Medium::Network),
-    (0x0102_1997, "9p", Medium::Network),
-    (0x0bd0_0bd0, "lustre", Medium::Network),
-    (0x6573_5546, "fuse", Medium::Unknown),
-];
-
 /// Looks at `dir`, without symbolic links, by making files in it that go again.
 pub(super) fn examine(dir: &Path, findings: &mut Vec<Finding>) {
-    match sys::file_system(dir) {
+    match FileSystem::of(dir) {
         Ok(found) => findings.extend([file_system(found, dir), free_space(found)]),
         Err(e) => findings.push(unknown("filesystem", "the file system cannot be asked", &e)),
     }
@@ -98,8 +60,7 @@ fn unknown(check: &'static str, what: &str, error: &io::Error) -> Finding {
 
 fn file_system(found: FileSystem, dir: &Path) -> Finding {
     const CHECK: &str = "filesystem";
-    let known = FILE_SYSTEMS.iter().find(|(magic, ..)| *magic == found.magic);
-    let (name, medium) = known.map_or(("unknown", Medium::Unknown), |&(_, name, medium)| (name, medium));
+    let (name, medium) = found.kind();
     let what = format!("{} is on {name}", printable(&dir.to_string_lossy()));
     match medium {
         Medium::Disk => Finding::ok(CHECK, what),

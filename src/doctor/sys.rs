@@ -1,45 +1,15 @@
 //! System calls that tell what a file system can do, and what this process may.
-#![expect(
-    unsafe_code,
-    reason = "statfs, statx, fallocate, ioctl and getrlimit; each block states why it holds"
-)]
+#![expect(unsafe_code, reason = "statx, fallocate, ioctl and getrlimit; each block states why it holds")]
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 use crate::storage::IoBuf;
 
 /// `FICLONE` of `linux/fs.h`.
 const FICLONE: libc::Ioctl = 0x4004_9409_u32 as libc::Ioctl;
-
-/// What `statfs` says of a directory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct FileSystem {
-    /// Its magic number (`linux/magic.h`).
-    pub(super) magic: u32,
-    /// Bytes that this user may still use.
-    pub(super) free_bytes: u64,
-}
-
-pub(super) fn file_system(path: &Path) -> io::Result<FileSystem> {
-    let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut info = MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: the name is a live C string, and the kernel fills the structure if it answers 0.
-    let info = unsafe {
-        check(libc::statfs(name.as_ptr(), info.as_mut_ptr()))?;
-        info.assume_init()
-    };
-    // The magic numbers have 32 bits, in a field whose width and sign depend on the machine.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "32 bits by definition")]
-    let magic = info.f_type as u32;
-    let block = u64::try_from(info.f_bsize).unwrap_or(0);
-    Ok(FileSystem { magic, free_bytes: info.f_bavail.saturating_mul(block) })
-}
 
 /// Turns O_DIRECT on.
 pub(super) fn set_direct(file: &File) -> io::Result<()> {

@@ -9,7 +9,9 @@ use super::create::{CreateOptions, describe, real_place, take_over};
 use super::rollback::{Present, find_target, keep_name, same_sectors};
 use super::snapshot::{check_mount, check_names, still_there};
 use super::walk::walk;
-use crate::chain::{Image, OpenOptions, SnapshotName, image_file, refuse_snapshot_name, snapshot_path};
+use crate::chain::{
+    Image, OpenOptions, SnapshotName, image_file, refuse_open_elsewhere, refuse_snapshot_name, snapshot_path,
+};
 use crate::error::{Error, Kind, Result};
 use crate::format::Superblock;
 use crate::layer::{Caches, open_read_only, read_slots, while_dying, writable};
@@ -107,6 +109,7 @@ async fn find<S: Storage>(storage: &S, path: &Path, options: &OpenOptions) -> Re
     nobody_has(storage, &file, path, options).await?;
     let sb = read_slots(&file, path).await?.newest;
     writable(&sb, path)?;
+    refuse_open_elsewhere(storage, path, &sb, options)?;
     let caches = Caches::new(MIN_CACHE_BYTES);
     let opened = open_read_only(storage, path, LayerTag(MAX_CHAIN as u32), &caches, false).await?;
     let mut sb = opened.sb;

@@ -113,6 +113,8 @@ pub struct ServeOptions {
     pub search: Vec<PathBuf>,
     /// The number of this daemon's keeper, which starts it again if it dies; `None`: there is no keeper.
     pub keeper: Option<u64>,
+    /// Also if another machine may have the image open.
+    pub force: bool,
     /// Serve only while this command runs; empty: until told to stop.
     pub command: Vec<OsString>,
 }
@@ -135,6 +137,7 @@ impl ServeOptions {
             device_id: None,
             search: Vec::new(),
             keeper: None,
+            force: false,
             command: Vec::new(),
         }
     }

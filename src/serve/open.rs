@@ -28,6 +28,8 @@ pub(super) struct OpenRequest {
     pub(super) holder: Holder,
     /// The overlay of [`Mode::Temporary`]; see [`overlay_path`].
     pub(super) overlay: Option<PathBuf>,
+    /// Also if another machine may have it open.
+    pub(super) force: bool,
 }
 
 /// An open image.
@@ -48,6 +50,7 @@ pub(super) async fn open(request: OpenRequest) -> Result<Opened> {
         cache_bytes: request.cache_bytes,
         search: request.search.clone(),
         alive: process::is_alive,
+        force: request.force,
         ..OpenOptions::new(access)
     };
     if request.mode != Mode::Write {

@@ -76,6 +76,7 @@ impl Plan {
             search: options.search.clone(),
             holder: process::holder(&self.control.to_string_lossy()),
             overlay,
+            force: options.force,
         }
     }
 

@@ -15,6 +15,7 @@
 mod arena;
 mod buf;
 mod exact;
+pub mod host;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod uring;
@@ -168,6 +169,8 @@ pub trait Storage: Clone + std::fmt::Debug + Send + Sync + 'static {
     fn now_ns(&self) -> i64;
     /// Which run of the kernel this is; all zeros if that cannot be told.
     fn boot_id(&self) -> BootId;
+    /// Whether another machine may have the file system of `path` too, so that locks may not keep it out.
+    fn is_shared(&self, path: &Path) -> io::Result<bool>;
     /// Fills `bytes` from the system's random source.
     fn random(&self, bytes: &mut [u8]) -> io::Result<()>;
 }

@@ -19,6 +19,7 @@ use io_uring::{opcode, types};
 use super::{Done, File, FileId, FileKind, IoBuf, IoVecs, Lock, Meta, OpenHow, Storage};
 use crate::format::BootId;
 use crate::runtime::{self, Op, Payload};
+use crate::storage::host::FileSystem;
 
 /// The host's file systems through io_uring. Operations run on the ring of the thread that starts them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -310,6 +311,9 @@ impl Storage for Uring {
     fn boot_id(&self) -> BootId {
         let text = fs::read_to_string(BOOT_ID).unwrap_or_default();
         boot_id_of(text.trim_end()).unwrap_or_default()
+    }
+    fn is_shared(&self, path: &Path) -> io::Result<bool> {
+        Ok(FileSystem::of(path)?.may_be_shared())
     }
     fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
         getrandom::fill(bytes).map_err(io::Error::other)

@@ -8,6 +8,7 @@ mod bench;
 #[path = "../nbd/client.rs"]
 mod client;
 mod copies;
+mod hosts;
 mod links;
 mod moves;
 mod owners;

@@ -3,6 +3,7 @@
 
 mod death;
 mod delete;
+mod elsewhere;
 mod machine;
 mod opens;
 mod rollback;

@@ -139,6 +139,7 @@ impl State {
         let mut after = State { rng: rng.split(), ..State::new(0) };
         after.clock_ns = self.clock_ns + RESTART_NS;
         after.boot = self.boot + u64::from(kind == Crash::PowerLoss);
+        after.shared = self.shared;
         after.landed = self.landed;
         after.next_ino = self.next_ino;
         after.inodes.clone_from(&self.inodes);

@@ -132,6 +132,11 @@ impl SimDisk {
         self.state().boot
     }
 
+    /// Other machines have the file system too, or not.
+    pub fn set_shared(&self, shared: bool) {
+        self.state().shared = shared;
+    }
+
     /// Operations issued so far on files and directories: the index of the next one.
     pub fn ops(&self) -> u64 {
         self.state().ops

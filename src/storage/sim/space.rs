@@ -175,6 +175,10 @@ impl Storage for SimDisk {
         BootId(u128::from(self.boot()).to_le_bytes())
     }
 
+    fn is_shared(&self, _: &Path) -> io::Result<bool> {
+        Ok(self.state().shared)
+    }
+
     fn random(&self, bytes: &mut [u8]) -> io::Result<()> {
         self.state().rng.fill(bytes);
         Ok(())

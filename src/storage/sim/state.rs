@@ -66,6 +66,8 @@ pub(super) struct State {
     pub(super) clock_ns: i64,
     /// Counts the power losses.
     pub(super) boot: u64,
+    /// Other machines have it too.
+    pub(super) shared: bool,
     pub(super) ops: u64,
     /// Operations that changed a file so far.
     pub(super) landed: u64,
@@ -128,6 +130,7 @@ impl State {
             rng: Rng::new(seed),
             clock_ns: EPOCH_NS,
             boot: 1,
+            shared: false,
             ops: 0,
             landed: 0,
             next_ino: 2,
